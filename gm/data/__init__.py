@@ -1,0 +1,1 @@
+"""Pictures and captions to samples: readers, transforms, randomness, the cache."""

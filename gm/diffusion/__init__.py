@@ -1,0 +1,1 @@
+"""The mathematics of diffusion, as small pure functions on numpy arrays."""

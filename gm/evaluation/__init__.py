@@ -1,0 +1,1 @@
+"""Scores that tell whether a model got better."""

@@ -1,0 +1,118 @@
+"""The shape of each network as plain data: what the weights of a file say, and what the Cells are built from."""
+
+from dataclasses import dataclass, field
+
+HEAD_WIDTH = 64  # of every attention in the family but the UNet of SD 1.x, which has 8 heads at every width
+
+
+def norm_groups(base_channels: int) -> int:
+    """Groups of every GroupNorm of a network: 32 from 128 base channels on, a quarter of the channels below."""
+    return min(32, base_channels // 4)
+
+
+@dataclass(frozen=True)
+class UNetArchitecture:
+    """A latent-diffusion UNet (Rombach et al. 2021, arXiv 2112.10752; SDXL: Podell et al. 2023, arXiv 2307.01952).
+
+    ``down_depths[level][block]`` and ``up_depths[i][block]`` are the number of transformer blocks after each residual
+    block, 0 for no attention; ``up_depths`` is in the order of computation, lowest resolution first, and has one block
+    more per level. ``mid_depth`` None is a middle of one residual block without attention (SSD-1B, Vega).
+    ``num_heads`` None means heads of width 64.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280)
+    down_depths: tuple[tuple[int, ...], ...] = ((0, 0), (2, 2), (10, 10))
+    mid_depth: int | None = 10
+    up_depths: tuple[tuple[int, ...], ...] = ((10, 10, 10), (2, 2, 2), (0, 0, 0))
+    context_dim: int = 2048
+    vector_dim: int | None = 2816  # pooled text state + the embedded size numbers; None: no such input (SD 1.x, 2.x)
+    num_heads: int | None = None
+    linear_projection: bool = True  # proj_in/proj_out of a transformer: Linear, or 1x1 convolution (SD 1.x)
+
+    @property
+    def norm_groups(self) -> int:
+        return norm_groups(self.channels[0])
+
+    @property
+    def time_dim(self) -> int:
+        return 4 * self.channels[0]
+
+
+@dataclass(frozen=True)
+class AutoencoderArchitecture:
+    """The KL autoencoder: ``len(channels) - 1`` halvings; latents are multiplied by ``scale_factor`` for the UNet."""
+
+    in_channels: int = 3
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    blocks_per_level: int = 2
+    scale_factor: float = 0.13025
+
+    @property
+    def norm_groups(self) -> int:
+        return norm_groups(self.channels[0])
+
+    @property
+    def downsampling(self) -> int:
+        return 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class TextEncoderArchitecture:
+    """A CLIP text tower.
+
+    ``layout`` names the module tree of its keys: "transformers" (CLIP-L) or "open_clip" (ViT-bigG, ViT-H).
+    ``projection_dim`` None: no pooled projection. ``pad_token``: "eos", or 0 (bigG: the token "!").
+    """
+
+    vocab_size: int = 49408
+    width: int = 768
+    layers: int = 12
+    mlp_dim: int = 3072
+    max_length: int = 77
+    activation: str = "quick_gelu"  # quick_gelu (OpenAI's weights) or gelu
+    layout: str = "transformers"
+    projection_dim: int | None = None
+
+    @property
+    def heads(self) -> int:
+        return self.width // HEAD_WIDTH
+
+
+CLIP_L = TextEncoderArchitecture()
+OPEN_CLIP_BIG_G = TextEncoderArchitecture(
+    width=1280, layers=32, mlp_dim=5120, activation="gelu", layout="open_clip", projection_dim=1280
+)
+
+
+@dataclass(frozen=True)
+class ModelArchitecture:
+    """A whole checkpoint. ``text_encoders`` in the order of ``conditioner.embedders``; parts a file lacks are None/()."""
+
+    name: str = "sdxl-base"  # sdxl-base | sdxl-refiner | ssd-1b | vega | sd-1 | sd-2 | sdxl-like
+    unet: UNetArchitecture | None = field(default_factory=UNetArchitecture)
+    autoencoder: AutoencoderArchitecture | None = field(default_factory=AutoencoderArchitecture)
+    text_encoders: tuple[TextEncoderArchitecture, ...] = (CLIP_L, OPEN_CLIP_BIG_G)
+    size_numbers: int = 6  # base: original, crop and target sizes; refiner: original, crop, aesthetic score (5)
+
+
+TINY_SDXL = ModelArchitecture(
+    name="sdxl-like",
+    unet=UNetArchitecture(
+        channels=(32, 64, 128),
+        down_depths=((0,), (1,), (1,)),
+        mid_depth=1,
+        up_depths=((1, 1), (1, 1), (0, 0)),
+        context_dim=128,
+        vector_dim=64 + 6 * 256,
+    ),
+    autoencoder=AutoencoderArchitecture(channels=(32, 64, 64, 64), blocks_per_level=1),
+    text_encoders=(
+        TextEncoderArchitecture(vocab_size=640, width=64, layers=2, mlp_dim=256),
+        TextEncoderArchitecture(
+            vocab_size=640, width=64, layers=2, mlp_dim=256, activation="gelu", layout="open_clip", projection_dim=64
+        ),
+    ),
+)

@@ -1,0 +1,1 @@
+"""The compiled step and everything around it: optimizer, state, loop, logs."""
