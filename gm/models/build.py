@@ -1,0 +1,46 @@
+"""Networks from architectures, with the parameter names of the original checkpoints."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from mindspore import nn
+
+from gm.models.architecture import AutoencoderArchitecture, ModelArchitecture, UNetArchitecture
+from gm.models.autoencoder import Autoencoder
+from gm.models.conditioner import TextConditioner
+from gm.models.layers import Initializer
+from gm.models.unet import UNet
+
+UNET_PREFIX = "model.diffusion_model."
+AUTOENCODER_PREFIX = "first_stage_model."
+CONDITIONER_PREFIX = "conditioner."
+
+Network = TypeVar("Network", bound=nn.Cell)
+
+
+def _named(build: Callable[[], Network], prefix: str, seed: int | None) -> Network:
+    Initializer.current = None if seed is None else np.random.default_rng(seed)
+    try:
+        network = build()
+    finally:
+        Initializer.current = None
+    for name, parameter in network.parameters_and_names():
+        parameter.name = prefix + name
+    network.set_train(False)
+    return network
+
+
+def build_unet(architecture: UNetArchitecture, seed: int | None = None) -> UNet:
+    """The UNet; with no ``seed`` its weights are zeros that wait for a file."""
+    return _named(lambda: UNet(architecture), UNET_PREFIX, seed)
+
+
+def build_autoencoder(architecture: AutoencoderArchitecture, seed: int | None = None) -> Autoencoder:
+    """The autoencoder; with no ``seed`` its weights are zeros that wait for a file."""
+    return _named(lambda: Autoencoder(architecture), AUTOENCODER_PREFIX, seed)
+
+
+def build_conditioner(architecture: ModelArchitecture, seed: int | None = None) -> TextConditioner:
+    """The text towers; with no ``seed`` their weights are zeros that wait for a file."""
+    return _named(lambda: TextConditioner(architecture.text_encoders), CONDITIONER_PREFIX, seed)

@@ -1,0 +1,157 @@
+"""The few layers every network is made of, with the parameter names of the original checkpoints (weight, bias).
+
+Each picks the formulation that measured fastest per device; ``docs/performance.md`` has the figures and the command.
+All take and return float tensors of one dtype. Pictures and latents are (B, C, H, W), token states (B, N, C).
+"""
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops import operations as P
+
+
+def _uniform(shape: tuple[int, ...], fan_in: int, rng: np.random.Generator) -> np.ndarray:
+    bound = 1.0 / math.sqrt(fan_in)
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+class Initializer:
+    """Draws initial values in the order the layers are built; None leaves them empty for a file to fill.
+
+    Values follow torch's defaults for Linear and Conv2d: uniform in +-1/sqrt(fan_in).
+    """
+
+    current: np.random.Generator | None = None
+
+    @classmethod
+    def parameter(cls, shape: tuple[int, ...], fan_in: int) -> Parameter:
+        if cls.current is None:
+            return Parameter(Tensor(np.zeros(shape, np.float32)))
+        return Parameter(Tensor(_uniform(shape, fan_in, cls.current)))
+
+
+class Linear(nn.Cell):
+    """``x @ weight.T + bias``; weight (out, in)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = Initializer.parameter((out_features, in_features), in_features)
+        self.bias = Initializer.parameter((out_features,), in_features) if bias else None
+        self.matmul = P.MatMul(transpose_b=True)
+        self.bias_add = P.BiasAdd()
+
+    def construct(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        out = self.matmul(rows, self.weight)
+        if self.bias is not None:
+            out = self.bias_add(out, self.bias)
+        return out.reshape(x.shape[:-1] + (self.out_features,))
+
+
+class Conv2d(nn.Cell):
+    """Convolution with a square kernel; weight (out, in, k, k). ``padding``: (top, bottom, left, right) or one int."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int | tuple[int, int, int, int] = 0,
+    ):
+        super().__init__()
+        fan_in = in_channels * kernel_size * kernel_size
+        self.weight = Initializer.parameter((out_channels, in_channels, kernel_size, kernel_size), fan_in)
+        self.bias = Initializer.parameter((out_channels,), fan_in)
+        self.conv = P.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
+        self.bias_add = P.BiasAdd()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.bias_add(self.conv(x, self.weight), self.bias)
+
+
+class GroupNorm(nn.Cell):
+    """Group normalisation over (C/groups, H, W), then scale and shift per channel."""
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.weight = Parameter(Tensor(np.ones(channels, np.float32)))
+        self.bias = Parameter(Tensor(np.zeros(channels, np.float32)))
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+
+
+class LayerNorm(nn.Cell):
+    """Normalisation over the last axis, then scale and shift."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = Parameter(Tensor(np.ones(width, np.float32)))
+        self.bias = Parameter(Tensor(np.zeros(width, np.float32)))
+        self.norm = P.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.norm(x, self.weight, self.bias)[0]
+
+
+class Embedding(nn.Cell):
+    """Rows of ``weight`` (count, width) by index."""
+
+    def __init__(self, count: int, width: int):
+        super().__init__()
+        self.weight = Parameter(Tensor(np.zeros((count, width), np.float32)))
+        if Initializer.current is not None:
+            values = Initializer.current.normal(0.0, 0.02, (count, width)).astype(np.float32)
+            self.weight.set_data(Tensor(values))
+
+    def construct(self, indices: Tensor) -> Tensor:
+        return ops.gather(self.weight, indices, 0)
+
+
+class SiLU(nn.Cell):
+    """``x * sigmoid(x)``."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.silu(x)
+
+
+class Identity(nn.Cell):
+    """Keeps the numbering of a list where the original network has a layer without parameters (dropout)."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The exact GELU, ``x/2 (1 + erf(x/sqrt 2))``."""
+    return 0.5 * x * (1.0 + ops.erf(x * 0.7071067811865476))
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """``x * sigmoid(1.702 x)``, as OpenAI's CLIP was trained."""
+    return x * ops.sigmoid(1.702 * x)
+
+
+def upsample_nearest(x: Tensor) -> Tensor:
+    """Double height and width by repetition."""
+    batch, channels, height, width = x.shape
+    spread = ops.broadcast_to(
+        x.reshape(batch, channels, height, 1, width, 1), (batch, channels, height, 2, width, 2)
+    )
+    return spread.reshape(batch, channels, 2 * height, 2 * width)
+
+
+def sinusoidal_embedding(values: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
+    """Cosines then sines of ``values`` (N,) at ``width``/2 geometric frequencies -> (N, width).
+
+    As in the original SDXL code (cosine first, no shift of the frequencies).
+    """
+    half = width // 2
+    frequencies = Tensor(np.exp(-math.log(max_period) * np.arange(half) / half), ms.float32)
+    angles = values.astype(ms.float32).reshape(-1, 1) * frequencies.reshape(1, -1)
+    return ops.concat((ops.cos(angles), ops.sin(angles)), axis=1)

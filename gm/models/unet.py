@@ -1,0 +1,232 @@
+"""The UNet of Stable Diffusion: one class for SD 1.x, 2.x, SDXL base and refiner, SSD-1B and Vega.
+
+Module tree and names are those of the original code (CompVis/Stability ``openaimodel.py``), so parameter names are the
+keys of the original checkpoints. What differs between the models is data: ``UNetArchitecture``.
+"""
+
+from mindspore import Tensor, nn, ops
+
+from gm.models.architecture import HEAD_WIDTH, UNetArchitecture
+from gm.models.attention import CrossAttention
+from gm.models.layers import (
+    Conv2d,
+    GroupNorm,
+    Identity,
+    LayerNorm,
+    Linear,
+    SiLU,
+    gelu,
+    sinusoidal_embedding,
+    upsample_nearest,
+)
+
+
+class ResidualBlock(nn.Cell):
+    """Two 3x3 convolutions with the time embedding added between: (B, C, H, W), (B, T) -> (B, out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int, groups: int):
+        super().__init__()
+        self.in_layers = nn.CellList(
+            [GroupNorm(groups, in_channels), SiLU(), Conv2d(in_channels, out_channels, 3, padding=1)]
+        )
+        self.emb_layers = nn.CellList([SiLU(), Linear(time_dim, out_channels)])
+        self.out_layers = nn.CellList(
+            [GroupNorm(groups, out_channels), SiLU(), Identity(), Conv2d(out_channels, out_channels, 3, padding=1)]
+        )
+        self.skip_connection = Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
+
+    def construct(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.in_layers[2](self.in_layers[1](self.in_layers[0](x)))
+        shift = self.emb_layers[1](self.emb_layers[0](time))
+        h = h + shift.reshape(shift.shape + (1, 1))
+        h = self.out_layers[3](self.out_layers[1](self.out_layers[0](h)))
+        return self.skip_connection(x) + h
+
+
+class GEGLU(nn.Cell):
+    """``a * gelu(b)`` of one projection split in two (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.out_features = out_features
+        self.proj = Linear(in_features, 2 * out_features)
+
+    def construct(self, x: Tensor) -> Tensor:
+        value, gate = ops.split(self.proj(x), self.out_features, axis=-1)
+        return value * gelu(gate)
+
+
+class FeedForward(nn.Cell):
+    """GEGLU to four times the width, and back."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.net = nn.CellList([GEGLU(channels, 4 * channels), Identity(), Linear(4 * channels, channels)])
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Cell):
+    """Self-attention, cross-attention to the text, feed-forward; each with a residual and a norm before it."""
+
+    def __init__(self, channels: int, context_dim: int, heads: int):
+        super().__init__()
+        self.attn1 = CrossAttention(channels, channels, heads)
+        self.ff = FeedForward(channels)
+        self.attn2 = CrossAttention(channels, context_dim, heads)
+        self.norm1 = LayerNorm(channels)
+        self.norm2 = LayerNorm(channels)
+        self.norm3 = LayerNorm(channels)
+
+    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.attn1(normed, normed)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Cell):
+    """Transformer blocks over the pixels of a feature map: (B, C, H, W), (B, M, context) -> (B, C, H, W)."""
+
+    def __init__(self, channels: int, context_dim: int, heads: int, depth: int, groups: int, linear: bool):
+        super().__init__()
+        self.linear = linear
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.CellList([TransformerBlock(channels, context_dim, heads) for _ in range(depth)])
+        self.proj_out = Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
+
+    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        h = self.norm(x)
+        if not self.linear:
+            h = self.proj_in(h)
+        h = h.reshape(batch, channels, height * width).transpose(0, 2, 1)
+        if self.linear:
+            h = self.proj_in(h)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        if self.linear:
+            h = self.proj_out(h)
+        h = h.transpose(0, 2, 1).reshape(batch, channels, height, width)
+        if not self.linear:
+            h = self.proj_out(h)
+        return x + h
+
+
+class Downsample(nn.Cell):
+    """Halve height and width by a strided convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Cell):
+    """Double height and width by repetition, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, padding=1)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.conv(upsample_nearest(x))
+
+
+Layers = list[tuple[str, nn.Cell]]  # each with what it takes besides x: "time", "context" or "nothing"
+
+
+def _numbered(stages: list[Layers]) -> tuple[nn.CellList, tuple[tuple[str, ...], ...]]:
+    """Cells under the names the original keys count them by, and what each of them takes."""
+    cells = nn.CellList([nn.CellList([cell for _, cell in layers]) for layers in stages])
+    return cells, tuple(tuple(takes for takes, _ in layers) for layers in stages)
+
+
+class UNet(nn.Cell):
+    """Predicts noise, v or x0 from noisy latents.
+
+    ``construct(latents (B, 4, H/8, W/8), timesteps (B,), context (B, 77, C), vector (B, V) or None)`` returns a tensor
+    of the latents' shape. ``vector`` is the pooled text state joined with the embedded size numbers.
+    """
+
+    def __init__(self, arch: UNetArchitecture):
+        super().__init__()
+        self.arch = arch
+        first, time_dim = arch.channels[0], arch.time_dim
+        self.time_embed = nn.CellList([Linear(first, time_dim), SiLU(), Linear(time_dim, time_dim)])
+        if arch.vector_dim is not None:
+            label = nn.CellList([Linear(arch.vector_dim, time_dim), SiLU(), Linear(time_dim, time_dim)])
+            self.label_emb = nn.CellList([label])
+        stages = [[("nothing", Conv2d(arch.in_channels, first, 3, padding=1))]]
+        skips = [first]
+        channels = first
+        for level, out_channels in enumerate(arch.channels):
+            for depth in arch.down_depths[level]:
+                stages.append(self._block(channels, out_channels, depth))
+                channels = out_channels
+                skips.append(channels)
+            if level < len(arch.channels) - 1:
+                stages.append([("nothing", Downsample(channels))])
+                skips.append(channels)
+        self.input_blocks, self.input_takes = _numbered(stages)
+
+        middle = self._block(channels, channels, arch.mid_depth or 0)
+        if arch.mid_depth is not None:
+            middle.append(("time", ResidualBlock(channels, channels, time_dim, arch.norm_groups)))
+        (self.middle_block,), (self.middle_takes,) = _numbered([middle])
+
+        stages = []
+        levels = range(len(arch.channels))
+        for level, depths in zip(reversed(levels), arch.up_depths):
+            for index, depth in enumerate(depths):
+                block = self._block(channels + skips.pop(), arch.channels[level], depth)
+                channels = arch.channels[level]
+                if level and index == len(depths) - 1:
+                    block.append(("nothing", Upsample(channels)))
+                stages.append(block)
+        self.output_blocks, self.output_takes = _numbered(stages)
+        self.out = nn.CellList(
+            [GroupNorm(arch.norm_groups, first), SiLU(), Conv2d(first, arch.out_channels, 3, padding=1)]
+        )
+
+    def _block(self, in_channels: int, out_channels: int, depth: int) -> Layers:
+        arch = self.arch
+        layers = [("time", ResidualBlock(in_channels, out_channels, arch.time_dim, arch.norm_groups))]
+        if depth:
+            heads = arch.num_heads or out_channels // HEAD_WIDTH
+            transformer = SpatialTransformer(
+                out_channels, arch.context_dim, heads, depth, arch.norm_groups, arch.linear_projection
+            )
+            layers.append(("context", transformer))
+        return layers
+
+    def construct(self, latents: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor | None = None) -> Tensor:
+        time = sinusoidal_embedding(timesteps, self.arch.channels[0]).astype(latents.dtype)
+        time = self.time_embed[2](self.time_embed[1](self.time_embed[0](time)))
+        if self.arch.vector_dim is not None:
+            label = self.label_emb[0]
+            time = time + label[2](label[1](label[0](vector)))
+        x = latents
+        skips = ()
+        for index, layers in enumerate(self.input_blocks):
+            x = self.run(layers, self.input_takes[index], x, time, context)
+            skips = skips + (x,)
+        x = self.run(self.middle_block, self.middle_takes, x, time, context)
+        for index, layers in enumerate(self.output_blocks):
+            x = ops.concat((x, skips[len(skips) - 1 - index]), axis=1)
+            x = self.run(layers, self.output_takes[index], x, time, context)
+        return self.out[2](self.out[1](self.out[0](x)))
+
+    def run(self, layers: nn.CellList, takes: tuple[str, ...], x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        for index, layer in enumerate(layers):
+            if takes[index] == "time":
+                x = layer(x, time)
+            elif takes[index] == "context":
+                x = layer(x, context)
+            else:
+                x = layer(x)
+        return x
