@@ -1,0 +1,46 @@
+"""The configuration of every door: ``load(arguments)`` gives a typed ``Config``.
+
+Defaults of the schema < YAML files (``--config``, ``_base_:`` inherits) < command line. Whatever is unknown, of the
+wrong type or contradictory is a ``UsageError`` of one line.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gm.config.parsing import read_command_line, resolve
+from gm.config.schema import Config
+from gm.config.text import help_text, resolved_text
+from gm.config.validation import complete, validate
+
+__all__ = ["Config", "load", "validate"]
+
+
+def load(
+    arguments: Sequence[str], defaults: Mapping[str, Any] | None = None, door: str = "train", usage: str = ""
+) -> Config:
+    """Read a command line into a checked configuration.
+
+    Args:
+        arguments: without the program's name.
+        defaults: a door's own defaults by dotted key, such as ``{"sample.sample_step": 20}``.
+        door: "train" (train.py) or "sample" (the sampling demo): whose settings are flags. With "sample", ``--seed``
+            and ``--save_path`` are those of section ``sample``. Dotted keys reach every section at every door.
+        usage: what ``--help`` says first.
+
+    Raises:
+        UsageError: one line naming the flag or key and the remedy.
+        SystemExit: with 0, after ``--help`` or ``--print_config`` was answered on stdout.
+    """
+    line = read_command_line(arguments, door)
+    if line.help:
+        print(help_text(door, usage))
+        sys.exit(0)
+    config, origins = resolve(line, defaults)
+    if door == "train":
+        complete(config, origins)
+    if line.print_config:
+        print(resolved_text(config, origins))
+        sys.exit(0)
+    validate(config, door)
+    return config

@@ -1,0 +1,305 @@
+"""The one schema: every setting of the suite with its type, default, unit, bounds and one line of help.
+
+A setting ``section.leaf`` is a key of the YAML files, ``section.leaf=value`` on the command line and a flag, which is
+the leaf's name unless ``flag`` says otherwise. ``--help`` and ``docs/configuration.md`` are made from this file.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def setting(default: Any, help: str, **properties: Any) -> Any:
+    """A dataclass field of the schema.
+
+    ``properties``: ``unit``; ``choices`` (allowed values); ``at_least``, ``above``, ``at_most``, ``below`` (bounds of
+    a number); ``multiple_of``; ``flag`` (name on the command line where the leaf alone would say too little).
+    """
+    return field(default=default, metadata={"help": help, **properties})
+
+
+@dataclass
+class ModelConfig:
+    weight: str = setting("", "weights to start from: .ckpt, .safetensors or a diffusers folder; empty: random weights")
+    architecture: str = setting(
+        "sdxl-base", "networks to build when --weight is empty (a file says its own)", choices=("sdxl-base", "tiny")
+    )
+    attention: str = setting(
+        "auto", "auto takes flash attention where the device has it", choices=("auto", "flash", "math")
+    )
+    tokenizer: str | None = setting(
+        "openai/clip-vit-large-patch14", "tokenizer of the first text encoder: a hub name or a local folder"
+    )
+    tokenizer_2: str | None = setting(
+        None, "tokenizer of the second text encoder; default: that of the first when it is a folder, else the hub's"
+    )
+
+
+@dataclass
+class DataConfig:
+    path: str = setting("", "folder of pictures and captions", flag="data_path")
+    resolution: int = setting(1024, "side of the square training picture", unit="pixels", at_least=8, multiple_of=8)
+    crop: str = setting("center", "where the square is cut from the resized picture", choices=("center", "random"))
+    random_flip: bool = setting(False, "mirror half of the pictures, chosen per sample and epoch")
+    per_batch_size: int = setting(1, "samples per step and device", unit="samples", at_least=1)
+    num_parallel_workers: int = setting(2, "threads that read and transform pictures", unit="threads", at_least=1)
+    caption_dropout: float = setting(
+        0.0, "share of captions replaced by the empty one, for guidance", unit="0 to 1", at_least=0, at_most=1
+    )
+    on_bad_sample: str = setting(
+        "error", "a picture that cannot be read: stop, or go on without it", choices=("error", "skip")
+    )
+    missing_caption: str = setting(
+        "error",
+        "a picture without a caption: stop, train it unconditionally, or use its file name",
+        choices=("error", "empty", "filename"),
+    )
+    shuffle: bool = setting(True, "a new order of the samples in every epoch")
+    drop_last: bool = setting(False, "leave out an epoch's last samples when they do not fill a batch")
+
+
+@dataclass
+class CacheConfig:
+    latent: bool = setting(
+        False,
+        "task cache: write the autoencoder's output; task train: read it, build no autoencoder",
+        flag="cache_latent",
+    )
+    text_embedding: bool = setting(
+        False, "the same for the text encoders; must agree with --cache_latent", flag="cache_text_embedding"
+    )
+    path: str = setting("./cache_data", "folder of the cache", flag="cache_path")
+    dtype: str = setting("fp16", "precision the cache is kept in", choices=("fp16", "fp32"), flag="cache_dtype")
+    variants: int = setting(
+        1, "random crops and flips kept of each picture", unit="entries", at_least=1, flag="cache_variants"
+    )
+
+
+@dataclass
+class DiffusionConfig:
+    prediction_type: str = setting(
+        "epsilon",
+        "what the UNet predicts: the noise, the velocity or the picture",
+        choices=("epsilon", "v_prediction", "sample"),
+    )
+    beta_schedule: str = setting("scaled_linear", "shape of the noise schedule", choices=("scaled_linear", "linear"))
+    beta_start: float = setting(0.00085, "first beta", above=0, below=1)
+    beta_end: float = setting(0.012, "last beta", above=0, below=1)
+    num_train_timesteps: int = setting(1000, "T, the length of the noise schedule", unit="timesteps", at_least=1)
+    rescale_betas_zero_snr: bool = setting(False, "zero terminal SNR (arXiv 2305.08891); not with epsilon prediction")
+    snr_gamma: float | None = setting(None, "min-SNR weighting (arXiv 2303.09556); 5.0 is the paper's value", above=0)
+    timestep_bias_strategy: str = setting(
+        "none", "which timesteps are drawn more (or less) often", choices=("none", "earlier", "later", "range")
+    )
+    timestep_bias_multiplier: float = setting(1.0, "weight of the biased timesteps; the others weigh 1", above=0)
+    timestep_bias_begin: int = setting(0, "strategy range: first biased timestep", unit="timestep", at_least=0)
+    timestep_bias_end: int = setting(
+        1000, "strategy range: first timestep after the biased ones", unit="timestep", at_least=0
+    )
+    timestep_bias_portion: float = setting(
+        0.25, "strategies earlier and later: share of the timesteps that is biased", unit="0 to 1", above=0, at_most=1
+    )
+    noise_offset: float = setting(0.0, "strength of the per-channel constant added to the noise", at_least=0)
+
+
+@dataclass
+class OptimConfig:
+    optimizer: str = setting("adamw", "optimizer", choices=("adamw",))
+    learning_rate: float = setting(1e-5, "peak learning rate", at_least=0)
+    beta1: float = setting(0.9, "decay of AdamW's first moment", at_least=0, below=1)
+    beta2: float = setting(0.999, "decay of AdamW's second moment", at_least=0, below=1)
+    epsilon: float = setting(1e-8, "AdamW's term against division by zero", above=0)
+    weight_decay: float = setting(1e-2, "decoupled weight decay; norms and biases have none", at_least=0)
+    lr_scheduler: str = setting(
+        "constant",
+        "course of the learning rate after the warm-up",
+        choices=("constant", "linear", "cosine", "polynomial"),
+    )
+    lr_warmup_steps: int = setting(0, "steps from 0 to the peak learning rate", unit="steps", at_least=0)
+    clip_grad: bool = setting(False, "scale gradients down to --max_grad_norm")
+    max_grad_norm: float = setting(1.0, "largest global norm of the gradients with --clip_grad", above=0)
+    gradient_accumulation_steps: int = setting(1, "batches per update of the weights", unit="batches", at_least=1)
+    use_ema: bool = setting(False, "keep, and save, an exponential moving average of the weights")
+    ema_decay: float = setting(0.9999, "decay of the moving average", at_least=0, below=1)
+    scale_lr: bool = setting(False, "multiply the learning rate by batch size, accumulation steps and devices")
+
+
+@dataclass
+class TrainConfig:
+    max_train_steps: int = setting(1000, "updates of the weights", unit="steps", at_least=1)
+    seed: int = setting(42, "all randomness of a run follows from it", at_least=0)
+    save_path: str = setting("./runs", "folder of the runs")
+    save_path_with_time: bool = setting(True, "put each run into a new folder named by its start time")
+    run_name: str = setting("", "name of the run's folder in --save_path; beats the start time")
+    save_ckpt_interval: int = setting(
+        1000, "steps between checkpoints; the last step is always saved", unit="steps", at_least=1
+    )
+    max_num_ckpt: int | None = setting(
+        None, "keep only this many of the newest checkpoints", unit="checkpoints", at_least=1
+    )
+    log_interval: int = setting(1, "steps between lines of the log", unit="steps", at_least=1)
+    resume: str | None = setting(None, "go on from a state folder, or from the run's latest one: latest")
+
+
+@dataclass
+class LaunchConfig:
+    device_target: str = setting(
+        "auto", "auto takes Ascend where it can be loaded, else the CPU", choices=("auto", "Ascend", "CPU")
+    )
+    ms_mode: int = setting(0, "0: compiled graph; 1: PyNative, for debugging", choices=(0, 1))
+    max_device_memory: str | None = setting(None, 'memory to take of an Ascend device, such as "59GB"', unit="GB")
+    threads: int | None = setting(
+        None, "CPU threads; default: as many as MindSpore finds cores", unit="threads", at_least=1
+    )
+    deterministic: bool = setting(
+        True, "take only kernels that give the same bits every time; costs some speed on Ascend"
+    )
+    precision: str = setting("fp32", "arithmetic of the networks", choices=("fp32", "fp16", "bf16"))
+    param_fp16: bool = setting(False, "keep the weights in float16")
+    is_parallel: bool = setting(False, "data parallel over several devices")
+    data_sink: bool = setting(False, "let the device fetch --sink_size batches by itself")
+    sink_size: int = setting(1000, "steps per sink", unit="steps", at_least=1)
+
+
+@dataclass
+class SampleConfig:
+    prompt: str = setting("", "what to draw; or the path of a text file with one prompt a line")
+    negative_prompt: str = setting("", "what to steer away from")
+    sampler: str = setting("euler", "solver")
+    timestep_spacing: str = setting(
+        "leading", "how the steps are spread over the schedule", choices=("leading", "trailing", "linspace")
+    )
+    sample_step: int = setting(40, "steps of the sampler", unit="steps", at_least=1)
+    guidance_scale: float = setting(5.0, "classifier-free guidance; 1 is off", at_least=0)
+    guidance_rescale: float = setting(
+        0.0, "guidance rescale (arXiv 2305.08891, 3.4)", unit="0 to 1", at_least=0, at_most=1
+    )
+    seed: int = setting(42, "of the first picture; the i-th has seed + i", at_least=0)
+    num_images: int = setting(1, "pictures of each prompt", unit="pictures", at_least=1)
+    height: int = setting(1024, "height of the pictures", unit="pixels", at_least=8, multiple_of=8)
+    width: int = setting(1024, "width of the pictures", unit="pixels", at_least=8, multiple_of=8)
+    orig_height: int | None = setting(
+        None, "size the model is told the original had; default: --height", unit="pixels", at_least=1
+    )
+    orig_width: int | None = setting(None, "default: --width", unit="pixels", at_least=1)
+    target_height: int | None = setting(
+        None, "size the model is told to aim at; default: --height", unit="pixels", at_least=1
+    )
+    target_width: int | None = setting(None, "default: --width", unit="pixels", at_least=1)
+    crop_coords_top: int = setting(0, "rows the model is told were cut off at the top", unit="pixels", at_least=0)
+    crop_coords_left: int = setting(0, "columns the model is told were cut off at the left", unit="pixels", at_least=0)
+    save_path: str = setting("outputs/demo/", "folder of the pictures")
+
+
+@dataclass
+class Config:
+    task: str = setting(
+        "train",
+        "train; cache: encode the data once; check: read the data and report",
+        choices=("train", "cache", "check"),
+    )
+    dry_run: bool = setting(False, "build everything and report it, but take no step")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def to_yaml(self) -> str:
+        """This configuration as YAML that ``load(["--config", file])`` reads back to an equal one."""
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_yaml(OmegaConf.structured(self))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One leaf of the schema: its dotted ``path``, ``flag`` without dashes, type, default and metadata."""
+
+    path: str
+    flag: str
+    type: type
+    optional: bool
+    default: Any
+    properties: dict[str, Any]
+
+    @property
+    def section(self) -> str:
+        return self.path.rpartition(".")[0]
+
+    @property
+    def expected(self) -> str:
+        """The kind of value, as an error message calls it."""
+        choices = self.properties.get("choices")
+        if choices:
+            return "one of " + ", ".join(map(str, choices))
+        kind = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[self.type]
+        words = {
+            "at_least": "of at least",
+            "above": "above",
+            "at_most": "of at most",
+            "below": "below",
+            "multiple_of": "that is a multiple of",
+        }
+        bounds = [f"{word} {self.properties[key]}" for key, word in words.items() if key in self.properties]
+        return " ".join([kind, " and ".join(bounds)]).rstrip() + (" or none" if self.optional else "")
+
+
+def _settings() -> dict[str, Setting]:
+    found = {}
+    for part in fields(Config):
+        owner = part.default_factory if isinstance(part.default_factory, type) else None
+        for leaf in fields(owner) if owner else [part]:
+            path = f"{part.name}.{leaf.name}" if owner else part.name
+            types = [kind for kind in getattr(leaf.type, "__args__", (leaf.type,)) if kind is not type(None)]
+            flag = leaf.metadata.get("flag", leaf.name)
+            found[path] = Setting(path, flag, types[0], leaf.type is not types[0], leaf.default, dict(leaf.metadata))
+    return found
+
+
+SETTINGS: dict[str, Setting] = _settings()
+
+TRAIN_SECTIONS = ("", "model", "data", "cache", "diffusion", "optim", "train", "launch")
+SAMPLE_SECTIONS = ("", "model", "diffusion", "sample", "launch")
+# Whose leaves are flags at a door: two sections share some names (seed, save_path). Dotted keys reach all of them.
+DOOR_SECTIONS = {"train": TRAIN_SECTIONS, "sample": SAMPLE_SECTIONS}
+
+# Other names of a setting, as MindONE, diffusers and the trainers around them call it. With a dot: a key, else a flag.
+ALIASES: dict[str, str] = {
+    "model.version": "model.tokenizer",  # MindONE's key of the text encoder's tokenizer
+    "data.total_step": "train.max_train_steps",  # MindONE
+    "optim.base_learning_rate": "optim.learning_rate",  # MindONE
+    "total_step": "train.max_train_steps",
+    "lr": "optim.learning_rate",
+    "train_batch_size": "data.per_batch_size",  # this and the following: diffusers
+    "train_data_dir": "data.path",
+    "pretrained_model_name_or_path": "model.weight",
+    "output_dir": "train.save_path",
+    "adam_beta1": "optim.beta1",
+    "adam_beta2": "optim.beta2",
+    "adam_epsilon": "optim.epsilon",
+    "adam_weight_decay": "optim.weight_decay",
+    "dataloader_num_workers": "data.num_parallel_workers",
+    "checkpointing_steps": "train.save_ckpt_interval",
+    "checkpoints_total_limit": "train.max_num_ckpt",
+    "resume_from_checkpoint": "train.resume",
+    "mixed_precision": "launch.precision",
+    "num_inference_steps": "sample.sample_step",
+}
+
+# Other words for a value of a setting.
+VALUE_ALIASES: dict[tuple[str, str], str] = {
+    ("task", "txt2img"): "train",  # MindONE
+    ("launch.precision", "no"): "fp32",  # diffusers
+}
+
+# Settings that parse but do not run in this release: any other value than this one is refused. Delete a row to open it.
+NOT_IN_THIS_RELEASE: dict[str, Any] = {
+    "launch.precision": "fp32",
+    "launch.param_fp16": False,
+    "launch.is_parallel": False,
+    "launch.data_sink": False,
+    "launch.sink_size": 1000,
+}

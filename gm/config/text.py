@@ -1,0 +1,87 @@
+"""The schema in words: ``--help``, ``--print_config`` and the table of the documentation."""
+
+from collections.abc import Mapping
+
+from gm.config.schema import ALIASES, DOOR_SECTIONS, NOT_IN_THIS_RELEASE, SETTINGS, Config, Setting
+from gm.config.validation import get
+
+SECTION_TITLES = {
+    "": "what to do",
+    "model": "model: networks and weights",
+    "data": "data: pictures and captions",
+    "cache": "cache: encode once, train often",
+    "diffusion": "diffusion: schedule, objective, timesteps",
+    "optim": "optim: optimizer and learning rate",
+    "train": "train: the run",
+    "launch": "launch: device and mode",
+    "sample": "sample: drawing pictures",
+}
+COMMON = """\
+  --config FILE              YAML file; given more than once, the later file wins. _base_: in a file inherits
+  --print_config             show every value and where it came from, and stop
+  --debug                    show the traceback of an error
+  --help                     this text
+A setting is --flag value, --flag=value, section.key=value, or a line of a YAML file; command line beats file. Paths are
+relative to the current folder. Booleans are true/True/1 and false/False/0; a boolean flag alone is true."""
+
+
+def shown(value: object) -> str:
+    """A value as the command line takes it."""
+    if value is None:
+        return "none"
+    return '""' if value == "" else str(value)
+
+
+def kind(setting: Setting) -> str:
+    """The placeholder of a flag's value."""
+    choices = setting.properties.get("choices")
+    if choices:
+        return "|".join(map(str, choices))
+    return {int: "N", float: "X", bool: "BOOL", str: "TEXT"}[setting.type]
+
+
+def other_names(setting: Setting) -> list[str]:
+    """The aliases of a setting, as they are written."""
+    return [name if "." in name else f"--{name}" for name, path in ALIASES.items() if path == setting.path]
+
+
+def help_text(door: str, usage: str) -> str:
+    """The text of ``--help``: the settings of a door, by section, with defaults."""
+    lines = [usage.strip(), "", COMMON]
+    for section in DOOR_SECTIONS[door]:
+        lines += ["", SECTION_TITLES[section]]
+        for setting in SETTINGS.values():
+            if setting.section != section:
+                continue
+            unit = f" [{setting.properties['unit']}]" if "unit" in setting.properties else ""
+            absent = "; not in this release" if setting.path in NOT_IN_THIS_RELEASE else ""
+            head = f"  --{setting.flag} {kind(setting)}"
+            lines.append(f"{head:<28} {setting.properties['help']}{unit} (default {shown(setting.default)}{absent})")
+    return "\n".join(lines)
+
+
+def resolved_text(config: Config, origins: Mapping[str, str]) -> str:
+    """The text of ``--print_config``: every value and where it came from."""
+    width = max(len(path) for path in SETTINGS)
+    rows = [(path, shown(get(config, path)), origins.get(path, "default")) for path in SETTINGS]
+    return "\n".join(f"{path:<{width}} = {value:<32} # {origin}" for path, value, origin in rows)
+
+
+def markdown_table() -> str:
+    """Every setting as Markdown tables, one per section."""
+    lines = []
+    for section, title in SECTION_TITLES.items():
+        lines += [f"### {title}", "", "| flag | key | value | default | meaning |", "|---|---|---|---|---|"]
+        for setting in SETTINGS.values():
+            if setting.section != section:
+                continue
+            meaning = setting.properties["help"]
+            if setting.path in NOT_IN_THIS_RELEASE:
+                meaning += "; **not in this release**"
+            if other_names(setting):
+                meaning += "; also " + ", ".join(f"`{name}`" for name in other_names(setting))
+            value = setting.properties.get("unit") or setting.expected
+            cells = (f"`--{setting.flag}`", f"`{setting.path}`", value, f"`{shown(setting.default)}`", meaning)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
