@@ -140,9 +140,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 def upsample_nearest(x: Tensor) -> Tensor:
     """Double height and width by repetition."""
     batch, channels, height, width = x.shape
-    spread = ops.broadcast_to(
-        x.reshape(batch, channels, height, 1, width, 1), (batch, channels, height, 2, width, 2)
-    )
+    spread = ops.broadcast_to(x.reshape(batch, channels, height, 1, width, 1), (batch, channels, height, 2, width, 2))
     return spread.reshape(batch, channels, 2 * height, 2 * width)
 
 

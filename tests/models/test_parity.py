@@ -1,0 +1,233 @@
+"""The networks against diffusers and transformers, with the same random weights (DESIGN, promise 1)."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+import gm  # noqa: F401  (sets the environment that MindSpore reads)
+from gm.models import architecture as shapes
+from gm.models.autoencoder import AutoencoderDecoder, AutoencoderEncoder
+from gm.models.build import (
+    AUTOENCODER_PREFIX,
+    CONDITIONER_PREFIX,
+    UNET_PREFIX,
+    build_autoencoder,
+    build_conditioner,
+    build_unet,
+)
+from gm.models.conditioner import conditioning_vector
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+from diffusers.loaders import single_file_utils as single_file  # noqa: E402
+
+pytestmark = pytest.mark.reference
+
+TOLERANCE = 1e-4  # largest error, relative to the largest value
+
+TINY = shapes.TINY_SDXL
+UNETS = {
+    "tiny-sdxl": TINY.unet,
+    "ssd-1b-like": shapes.UNetArchitecture(
+        channels=(32, 64, 128),
+        down_depths=((0, 0), (2, 2), (1, 1)),
+        mid_depth=None,
+        up_depths=((1, 1, 3), (2, 1, 1), (0, 0, 0)),
+        context_dim=48,
+        vector_dim=64,
+    ),
+    "sd-1-like": shapes.UNetArchitecture(
+        channels=(32, 64, 64, 64),
+        down_depths=((1, 1), (1, 1), (1, 1), (0, 0)),
+        mid_depth=1,
+        up_depths=((0, 0, 0), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+        context_dim=40,
+        vector_dim=None,
+        num_heads=8,
+        linear_projection=False,
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def shake(cell: ms.nn.Cell, seed: int) -> None:
+    """Give norms and biases values too, so that leaving one out cannot go unseen."""
+    rng = np.random.default_rng(seed)
+    for parameter in cell.get_parameters():
+        if len(parameter.shape) == 1:
+            value = parameter.asnumpy() + 0.2 * rng.normal(size=parameter.shape)
+            parameter.set_data(ms.Tensor(value.astype(np.float32)))
+
+
+def state_dict(cell: ms.nn.Cell, prefix: str, keep: str = "") -> dict:
+    return {
+        keep + p.name.removeprefix(prefix): torch.from_numpy(p.asnumpy().copy())
+        for p in cell.get_parameters()
+        if p.name.startswith(prefix)
+    }
+
+
+def tensor(array: np.ndarray, dtype=np.float32) -> ms.Tensor:
+    return ms.Tensor(np.asarray(array, dtype))
+
+
+def assert_close(ours: ms.Tensor, theirs: "torch.Tensor") -> None:
+    ours, theirs = ours.asnumpy(), theirs.detach().numpy()
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
+
+
+def diffusers_unet_config(arch: shapes.UNetArchitecture) -> dict:
+    """The same network in diffusers' words, written out here so that it does not depend on our own layout rules."""
+    heads = [arch.num_heads or max(1, width // 64) for width in arch.channels]
+    has = [any(depths) for depths in arch.down_depths]
+    config = dict(
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=arch.channels,
+        layers_per_block=len(arch.down_depths[0]),
+        down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in has],
+        up_block_types=["CrossAttnUpBlock2D" if any(d) else "UpBlock2D" for d in arch.up_depths],
+        mid_block_type="UNetMidBlock2D" if arch.mid_depth is None else "UNetMidBlock2DCrossAttn",
+        transformer_layers_per_block=[max(depths[0], 1) for depths in arch.down_depths],
+        attention_head_dim=heads,
+        cross_attention_dim=arch.context_dim,
+        norm_num_groups=arch.norm_groups,
+        use_linear_projection=arch.linear_projection,
+    )
+    if len({depths for depths in arch.up_depths for depths in depths}) > 2:
+        config["reverse_transformer_layers_per_block"] = [
+            list(depths) if any(depths) else 1 for depths in arch.up_depths
+        ]
+    if arch.vector_dim is not None:
+        config |= dict(
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=arch.vector_dim,
+        )
+    return config
+
+
+def reference_unet(arch: shapes.UNetArchitecture, ours: ms.nn.Cell) -> "torch.nn.Module":
+    config = diffusers_unet_config(arch)
+    theirs = diffusers.UNet2DConditionModel(**config).eval()
+    checkpoint = state_dict(ours, UNET_PREFIX, UNET_PREFIX)
+    converted = single_file.convert_ldm_unet_checkpoint(checkpoint, theirs.config)
+    theirs.load_state_dict(converted, strict=True)
+    return theirs
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unet_equals_diffusers(name):
+    arch = UNETS[name]
+    ours = build_unet(arch, seed=1)
+    shake(ours, 2)
+    theirs = reference_unet(arch, ours)
+    rng = np.random.default_rng(3)
+    latents = rng.normal(size=(2, 4, 16, 24))
+    context = rng.normal(size=(2, 77, arch.context_dim))
+    timesteps = np.array([3.0, 987.0])
+    inputs = [tensor(latents), tensor(timesteps), tensor(context)]
+    added = None
+    if arch.vector_dim is not None:
+        # diffusers embeds the six numbers inside the network; a vector without numbers tests the rest of the path.
+        vector = rng.normal(size=(2, arch.vector_dim))
+        inputs.append(tensor(vector))
+        added = {"text_embeds": torch.tensor(vector).float(), "time_ids": torch.zeros(2, 0)}
+    with torch.no_grad():
+        expected = theirs(
+            torch.tensor(latents).float(),
+            torch.tensor(timesteps),
+            torch.tensor(context).float(),
+            added_cond_kwargs=added,
+        ).sample
+    assert_close(ours(*inputs), expected)
+
+
+def test_conditioning_vector_equals_diffusers():
+    rng = np.random.default_rng(4)
+    pooled = rng.normal(size=(2, 64))
+    time_ids = np.array([[1024, 768, 0, 13, 512, 640], [31, 4000, 7, 0, 64, 64]])
+    theirs = diffusers.models.embeddings.Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    expected = torch.cat(
+        [torch.tensor(pooled).float(), theirs(torch.tensor(time_ids).flatten().float()).reshape(2, -1)], dim=1
+    )
+    assert_close(conditioning_vector(tensor(pooled), tensor(time_ids)), expected)
+
+
+def test_autoencoder_equals_diffusers():
+    arch = TINY.autoencoder
+    ours = build_autoencoder(arch, seed=5)
+    shake(ours, 6)
+    levels = len(arch.channels)
+    theirs = diffusers.AutoencoderKL(
+        block_out_channels=arch.channels,
+        layers_per_block=arch.blocks_per_level,
+        norm_num_groups=arch.norm_groups,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        latent_channels=4,
+    ).eval()
+    checkpoint = state_dict(ours, AUTOENCODER_PREFIX, AUTOENCODER_PREFIX)
+    theirs.load_state_dict(single_file.convert_ldm_vae_checkpoint(checkpoint, theirs.config), strict=True)
+    rng = np.random.default_rng(7)
+    pictures, latents = rng.uniform(-1, 1, (2, 3, 64, 48)), rng.normal(size=(2, 4, 8, 6))
+    with torch.no_grad():
+        moments = theirs.encode(torch.tensor(pictures).float()).latent_dist.parameters
+        decoded = theirs.decode(torch.tensor(latents).float()).sample
+    assert_close(AutoencoderEncoder(ours)(tensor(pictures)), moments)
+    assert_close(AutoencoderDecoder(ours)(tensor(latents)), decoded)
+
+
+@pytest.fixture
+def token_ids() -> np.ndarray:
+    ids = np.random.default_rng(8).integers(0, TINY.text_encoders[0].vocab_size - 1, (2, 77))
+    ids[0, 9] = ids[1, 30] = TINY.text_encoders[0].vocab_size - 1
+    ids[0, 10:], ids[1, 31:] = 0, 0
+    return ids
+
+
+def test_text_towers_equal_transformers(token_ids):
+    conditioner = build_conditioner(TINY, seed=9)
+    shake(conditioner, 10)
+    context, pooled = conditioner(tensor(token_ids, np.int32), tensor(token_ids, np.int32))
+    clip, open_clip = TINY.text_encoders
+
+    def config(arch, **extra):
+        return transformers.CLIPTextConfig(
+            vocab_size=arch.vocab_size,
+            hidden_size=arch.width,
+            intermediate_size=arch.mlp_dim,
+            num_hidden_layers=arch.layers,
+            num_attention_heads=arch.heads,
+            hidden_act=arch.activation,
+            eos_token_id=arch.vocab_size - 1,
+            bos_token_id=arch.vocab_size - 2,
+            **extra,
+        )
+
+    ids = torch.tensor(token_ids)
+    first = transformers.CLIPTextModel(config(clip)).eval()
+    weights = state_dict(conditioner, CONDITIONER_PREFIX + "embedders.0.transformer.")
+    names = set(first.state_dict())
+    if not any(name.startswith("text_model.") for name in names):  # transformers 5 dropped the level
+        weights = {name.removeprefix("text_model."): value for name, value in weights.items()}
+    first.load_state_dict(weights, strict=True)
+
+    second = transformers.CLIPTextModelWithProjection(config(open_clip, projection_dim=open_clip.projection_dim)).eval()
+    weights = single_file.convert_open_clip_checkpoint(
+        second, state_dict(conditioner, CONDITIONER_PREFIX + "embedders.1.model.", "m."), prefix="m."
+    )
+    second.load_state_dict(weights, strict=True)
+    with torch.no_grad():
+        states = first(ids, output_hidden_states=True).hidden_states[-2]
+        output = second(ids, output_hidden_states=True)
+    assert_close(context[..., : clip.width], states)
+    assert_close(context[..., clip.width :], output.hidden_states[-2])
+    assert_close(pooled, output.text_embeds)
