@@ -1,0 +1,70 @@
+"""Captions of a picture folder: metadata.jsonl, metadata.csv, MindONE's csv, text files beside the pictures."""
+
+import csv
+import json
+from pathlib import Path
+
+from gm.errors import SuiteError
+
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+
+
+def listed_captions(root: Path, folders: list[str]) -> dict[str, tuple[list[str], str]]:
+    """Captions from lists: relative picture path -> (captions, name of the list).
+
+    ``metadata.jsonl`` and ``metadata.csv`` (Hugging Face imagefolder: ``file_name``, ``text``) count in any folder, for
+    what lies below it; any other csv with columns ``dir`` and ``text`` (MindONE) counts in the top folder. A picture
+    that is listed several times, or whose ``text`` is a JSON list, has several captions.
+    """
+    found: dict[str, tuple[list[str], str]] = {}
+    lists = [(folder, name) for folder in folders for name in METADATA_NAMES if (root / folder / name).is_file()]
+    lists += [("", path.name) for path in sorted(root.glob("*.csv")) if path.name not in METADATA_NAMES]
+    for folder, name in lists:
+        path = root / folder / name
+        read = _jsonl_rows if name.endswith(".jsonl") else _csv_rows
+        for picture, texts in read(path):
+            key = (Path(folder) / picture.replace("\\", "/")).as_posix()
+            captions = found.setdefault(key, ([], path.relative_to(root).as_posix()))[0]
+            captions.extend(text for text in (text.strip() for text in texts) if text and text not in captions)
+    return found
+
+
+def caption_lines(path: Path) -> list[str]:
+    """The captions in a text file: its lines that are not empty."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise SuiteError(f"caption file {path} is not UTF-8 text: save it as UTF-8") from None
+
+
+def _jsonl_rows(path: Path) -> list[tuple[str, list[str]]]:
+    rows = []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise SuiteError(f"{path} line {number} is not JSON ({error.msg}): write one object a line") from None
+        text = entry.get("text") if isinstance(entry, dict) else None
+        texts = [""] if text is None else text if isinstance(text, list) else [text]
+        if not isinstance(entry, dict) or not entry.get("file_name") or not all(isinstance(t, str) for t in texts):
+            raise SuiteError(f'{path} line {number}: write {{"file_name": "picture.png", "text": "caption"}}')
+        rows.append((entry["file_name"], texts))
+    return rows
+
+
+def _csv_rows(path: Path) -> list[tuple[str, list[str]]]:
+    reader = csv.DictReader(_text(path).splitlines(keepends=True), skipinitialspace=True)
+    columns = [name for name in ("file_name", "dir") if name in (reader.fieldnames or [])]
+    if not columns or "text" not in reader.fieldnames:
+        have = ", ".join(reader.fieldnames or []) or "nothing"
+        raise SuiteError(f"{path} has the columns {have}: it needs file_name,text (or dir,text as in MindONE)")
+    return [(row[columns[0]], [row["text"] or ""]) for row in reader if row[columns[0]]]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise SuiteError(f"{path} is not UTF-8 text: save it as UTF-8") from None

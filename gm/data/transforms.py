@@ -1,0 +1,132 @@
+"""From a picture file to what the autoencoder reads, and the six numbers that tell SDXL how it was framed."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from gm.data.buckets import Size
+
+TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
+ORIENTATION_TAG = 0x0112
+FILTER = "lanczos"
+
+
+class BadPictureError(Exception):
+    """A picture that cannot be used; the message is the reason, without the file's name."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a picture was brought to its size: mirrored if ``flip``, resized to ``resized``, cropped at (top, left).
+
+    All pairs are (height, width). ``top`` and ``left`` count in the resized and already mirrored picture, so they say
+    where the crop lies in what the network sees.
+    """
+
+    original: Size
+    resized: Size
+    top: int
+    left: int
+    target: Size
+    flip: bool = False
+
+    @property
+    def time_ids(self) -> np.ndarray:
+        """SDXL's micro-conditioning: original size, crop, target size (Podell et al. 2023, 2.2): (6,) float32."""
+        return np.array([*self.original, self.top, self.left, *self.target], np.float32)
+
+
+def frame(
+    original: Size,
+    target: Size,
+    crop: str = "center",
+    random_flip: bool = False,
+    rng: np.random.Generator | None = None,
+) -> Framing:
+    """Resize to cover ``target`` keeping the ratio, then crop.
+
+    ``crop`` is center or random. The generator always gives the same three numbers, so that one option does not
+    change what another one draws.
+    """
+    height, width = original
+    scale = max(target[0] / height, target[1] / width)
+    resized = (max(target[0], round(height * scale)), max(target[1], round(width * scale)))
+    spare = (resized[0] - target[0], resized[1] - target[1])
+    draws = rng.random(3) if rng is not None else np.zeros(3)
+    if crop == "random":
+        top, left = int(draws[0] * (spare[0] + 1)), int(draws[1] * (spare[1] + 1))
+    else:
+        top, left = spare[0] // 2, spare[1] // 2
+    return Framing(original, resized, top, left, target, flip=random_flip and bool(draws[2] < 0.5))
+
+
+def picture_size(path: Path) -> Size:
+    """Upright (height, width) from the header alone. Raises BadPictureError."""
+    with _opened(path) as picture:
+        width, height = picture.size
+        if picture.getexif().get(ORIENTATION_TAG) in TRANSPOSED:
+            width, height = height, width
+    return height, width
+
+
+def load(path: Path) -> Image.Image:
+    """The upright RGB picture: EXIF orientation applied, alpha over white, 16 bits to 8. Raises BadPictureError."""
+    with _opened(path) as picture:
+        try:
+            return to_rgb(ImageOps.exif_transpose(picture))
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise BadPictureError(f"broken picture: {error}") from None
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Any mode of Pillow as RGB."""
+    if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, picture).convert("RGB")
+    if picture.mode.startswith("I"):  # 16-bit grey; 32-bit files hold 16-bit values in practice
+        values = np.asarray(picture).astype(np.float64) / 257
+        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8), "L").convert("RGB")
+    if picture.mode == "F":
+        raise BadPictureError("floating-point picture: save it with 8 or 16 bits")
+    return picture.convert("RGB")
+
+
+def apply(picture: Image.Image, framing: Framing) -> np.ndarray:
+    """The framed picture: (3, H, W) float32 in [-1, 1]."""
+    if framing.flip:
+        picture = ImageOps.mirror(picture)
+    # Only the crop is resized: a 1 x 10,000 picture must not become a 512 x 5,000,000 one on the way.
+    scale_y, scale_x = picture.height / framing.resized[0], picture.width / framing.resized[1]
+    top, left = framing.top * scale_y, framing.left * scale_x
+    bottom = min((framing.top + framing.target[0]) * scale_y, picture.height)
+    right = min((framing.left + framing.target[1]) * scale_x, picture.width)
+    height, width = framing.target
+    if (top, left, bottom, right) != (0, 0, height, width) or picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
+    return np.asarray(picture, np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
+
+
+def decode(path: Path, framing: Framing) -> np.ndarray:
+    """Read and frame a picture: (3, H, W) float32 in [-1, 1]. BadPictureError also when its size has changed."""
+    picture = load(path)
+    if (picture.height, picture.width) != framing.original:
+        raise BadPictureError("its size changed while the program ran")
+    return apply(picture, framing)
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(path)
+    except FileNotFoundError:
+        raise BadPictureError("the file is gone") from None
+    except Image.DecompressionBombError:
+        raise BadPictureError(f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = "not a picture Pillow can read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise BadPictureError(reason) from None
