@@ -1,1 +1,1 @@
-"""The mathematics of diffusion, as small pure functions on numpy arrays."""
+"""The mathematics of diffusion as pure functions of numpy arrays, in float64 inside; no networks, no device."""

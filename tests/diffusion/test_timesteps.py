@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gm.diffusion.timesteps import bias_weights, draw, expert_mask, stratify
+
+
+def test_without_bias_all_timesteps_weigh_the_same():
+    np.testing.assert_array_equal(bias_weights("none", 1000, multiplier=7), np.full(1000, 1e-3))
+
+
+def test_range_200_to_500_twice_takes_46_percent_of_the_draws():
+    weights = bias_weights("range", 1000, 2.0, 200, 500)
+    np.testing.assert_allclose(weights[200:500].sum(), 0.462, atol=5e-4)
+    timesteps = draw(weights, np.random.default_rng(0).random(20_000))
+    assert abs(((timesteps >= 200) & (timesteps < 500)).mean() - 6 / 13) < 0.012
+
+
+def test_end_of_the_range_is_exclusive_and_begin_is_not():
+    weights = bias_weights("range", 1000, 2.0, 200, 500)
+    np.testing.assert_allclose(weights[[200, 499]] / weights[0], 2)
+    np.testing.assert_allclose(weights[[199, 500]] / weights[0], 1)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "biased"), [("earlier", slice(0, 250)), ("later", slice(750, 1000)), ("range", slice(100, 300))]
+)
+@pytest.mark.parametrize("multiplier", [0.5, 3.0])
+def test_weights_follow_the_formula(strategy, biased, multiplier):
+    expected = np.ones(1000)
+    expected[biased] *= multiplier
+    weights = bias_weights(strategy, 1000, multiplier, 100, 300, 0.25)
+    np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-12)
+    np.testing.assert_allclose(weights.sum(), 1)
+
+
+def test_portion_is_truncated_to_whole_timesteps():
+    weights = bias_weights("later", 10, 2.0, portion=0.29)
+    np.testing.assert_allclose(weights / weights[0], [1] * 8 + [2] * 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"strategy": "sooner"}, "earlier"),
+        ({"strategy": "earlier", "multiplier": 0.0}, "multiplier"),
+        ({"strategy": "later", "multiplier": -1.0}, "multiplier"),
+        ({"strategy": "range", "begin": 500, "end": 500}, "range"),
+        ({"strategy": "range", "begin": 0, "end": 1001}, "range"),
+        ({"strategy": "earlier", "portion": 0.0}, "portion"),
+    ],
+)
+def test_impossible_biases_are_refused(arguments, word):
+    with pytest.raises(ValueError, match=word):
+        bias_weights(**arguments)
+
+
+def test_experts_of_strength_035_meet_at_350():
+    second, first = expert_mask(1000, 0.35), expert_mask(1000, 0.35, invert=True)
+    np.testing.assert_array_equal(np.flatnonzero(second), np.arange(350))
+    np.testing.assert_array_equal(np.flatnonzero(first), np.arange(350, 1000))
+
+
+@given(st.integers(1, 999))
+def test_experts_are_disjoint_and_complete_and_rounding_is_truncation(thousandths):
+    strength = thousandths / 1000
+    second, first = expert_mask(1000, strength), expert_mask(1000, strength, invert=True)
+    assert (second ^ first).all()
+    assert second.sum() == int(1000 * strength) == thousandths
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0, -0.2, 1.5])
+def test_a_stage_without_timesteps_is_refused(strength):
+    with pytest.raises(ValueError, match="strength"):
+        expert_mask(1000, strength)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 10])
+@pytest.mark.parametrize("invert", [False, True])
+def test_no_timestep_outside_a_stage_is_drawn_at_any_batch_size(batch, invert):
+    weights = bias_weights("range", 1000, 3.0, 200, 500) * expert_mask(1000, 0.35, invert)
+    uniforms = np.random.default_rng(1).random((2000, batch))
+    timesteps = np.concatenate([draw(weights, row) for row in uniforms])
+    low, high = (350, 999) if invert else (0, 349)
+    assert timesteps.min() >= low
+    assert timesteps.max() <= high
+
+
+@given(st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=8))
+def test_uniform_weights_draw_by_equal_parts(uniforms):
+    timesteps = draw(bias_weights(), np.array(uniforms))
+    assert timesteps.dtype == np.int64
+    assert (np.abs(timesteps - np.floor(np.array(uniforms) * 1000)) <= 1).all()
+    assert ((timesteps >= 0) & (timesteps < 1000)).all()
+
+
+def test_draw_of_the_edges_skips_timesteps_without_weight():
+    weights = np.array([0.0, 1.0, 0.0, 1.0, 0.0])
+    np.testing.assert_array_equal(draw(weights, np.array([0.0, 0.4999, 0.5, np.nextafter(1, 0)])), [1, 1, 3, 3])
+
+
+def test_draw_does_not_change_its_weights():
+    weights = np.array([1.0, 3.0])
+    draw(weights, np.array([0.5]))
+    np.testing.assert_array_equal(weights, [1.0, 3.0])
+
+
+@pytest.mark.parametrize("weights", [np.zeros(3), np.array([1.0, -1.0])])
+def test_weights_from_which_nothing_can_be_drawn_are_refused(weights):
+    with pytest.raises(ValueError, match="weights"):
+        draw(weights, np.array([0.5]))
+
+
+@pytest.mark.parametrize("uniform", [-0.1, 1.0])
+def test_uniforms_outside_their_interval_are_refused(uniform):
+    with pytest.raises(ValueError, match="below 1"):
+        draw(np.ones(3), np.array([uniform]))
+
+
+@given(st.integers(1, 7), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_strata_of_a_global_batch_are_one_sample_each_on_any_number_of_ranks(per_rank, ranks, seed):
+    total = per_rank * ranks
+    uniforms = np.random.default_rng(seed).random(total)
+    whole = stratify(uniforms, 0, total)
+    parts = [stratify(uniforms[first : first + per_rank], first, total) for first in range(0, total, per_rank)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    np.testing.assert_array_equal(np.floor(whole * total + 1e-9), np.arange(total))
+
+
+def test_strata_never_reach_one():
+    assert stratify(np.array([np.nextafter(1, 0)]), 2, 3)[0] < 1
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("strategy", ["earlier", "later", "range"])
+def test_equals_the_training_script_of_diffusers(strategy):
+    """The script is no module: its function ``generate_timestep_weights``, transcribed with torch."""
+    torch = pytest.importorskip("torch")
+    expected = torch.ones(1000)
+    to_bias = int(0.25 * 1000)
+    indices = {"later": slice(-to_bias, None), "earlier": slice(0, to_bias), "range": slice(100, 600)}[strategy]
+    expected[indices] *= 1.7
+    expected /= expected.sum()
+    weights = bias_weights(strategy, 1000, 1.7, 100, 600, 0.25)
+    np.testing.assert_allclose(weights, expected.numpy(), rtol=1e-5)
