@@ -1,0 +1,54 @@
+"""Train Stable Diffusion XL, or encode its training data once so that training is quick.
+
+Fine-tune on a folder of pictures and captions (docs/configuration.md lists every flag):
+
+    python train.py --config configs/training/sd_xl_base_finetune_910b.yaml \\
+        --weight checkpoints/sd_xl_base_1.0_ms.ckpt --data_path /path/to/your/dataset
+
+Encode the pictures and captions first, then train from the cache (the same flags with --task cache, then without):
+
+    python train.py --task cache --config configs/training/sd_xl_base_finetune_910b.yaml \\
+        --weight checkpoints/sd_xl_base_1.0_ms.ckpt --data_path /path/to/your/dataset \\
+        --save_path_with_time False --cache_latent True --cache_text_embedding True --cache_path ./cache_data
+
+The same in miniature, on any laptop:
+
+    python train.py --config configs/training/tiny_sdxl.yaml --data_path /path/to/your/dataset
+
+Exit codes: 0 done, 2 wrong usage, 1 any other failure; every error is one line.
+"""
+
+import logging
+
+from gm.config import Config, load
+from gm.errors import run_door
+
+
+def main(arguments: list[str]) -> int | None:
+    """Parse the command line and hand over to the task."""
+    config = load(arguments, usage=__doc__)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    from gm import launch  # MindSpore takes seconds to import: only for a command line that can work
+
+    launch.start(config.launch)
+    return run(config)
+
+
+def run(config: Config) -> int | None:
+    """Do the task the configuration names."""
+    if config.task == "cache":
+        from gm.data import cache
+
+        return cache.build(config)
+    if config.task == "check":
+        from gm.data import check
+
+        return check.check(config)
+    from gm.training import loop
+
+    return loop.train(config)
+
+
+if __name__ == "__main__":
+    run_door(main)
