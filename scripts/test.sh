@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Set up .venv, check the style and run the tests. What CI runs (.ci/run), and what a change must pass.
+#
+#   bash scripts/test.sh            # everything, the quickstart included: about 15 minutes on 2 cores
+#   bash scripts/test.sh --fast     # without the tests marked slow or reference
+#   bash scripts/test.sh [--fast] tests/diffusion -k snr    # the rest goes to pytest
+#
+# VENV=DIR runs in another environment than .venv.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${VENV:-$root/.venv}
+extras=test,reference
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+    exit 0
+fi
+if [ "${1:-}" = --fast ]; then
+    shift
+    extras=test
+    set -- -m "not slow and not reference" "$@"
+fi
+
+run() {
+    printf '+ %s\n' "$*"
+    "$@"
+}
+
+cd "$root"
+run bash scripts/setup.sh --extras "$extras" --venv "$venv"
+run "$venv/bin/ruff" check .
+run "$venv/bin/ruff" format --check .
+run "$venv/bin/python" -m pytest --timeout 900 "$@"
