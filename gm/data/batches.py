@@ -1,0 +1,285 @@
+"""The training data as the step reads it: endless batches of arrays from any point of any epoch."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from gm.config import Config
+from gm.config.schema import DiffusionConfig
+from gm.data import cache as stored
+from gm.data import folder, transforms
+from gm.data.cache import EMPTY, Cache
+from gm.data.encoders import Encoders, NetworkEncoders
+from gm.data.folder import Sample
+from gm.data.geometry import Geometry
+from gm.data.order import GlobalBatch, epoch_batches
+from gm.data.prefetch import Prefetcher, ahead
+from gm.data.randomness import generator
+from gm.data.tokens import Tokenizers
+from gm.data.transforms import BadPictureError
+from gm.diffusion import objective, schedule, timesteps
+from gm.errors import SuiteError, UsageError
+
+LATENT_CHANNELS = 4
+PREFETCHED_BATCHES = 3
+# What a batch holds, in this order.
+FIELDS = ("moments", "posterior_noise", "noise", "context", "pooled", "time_ids", "timesteps") + (
+    ("alpha", "sigma", "target_noise", "target_latents", "weight")
+)
+
+Cursor = tuple[int, int]
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """All of a sample in an epoch that needs no network. ``picture`` or ``moments``, the other one is None."""
+
+    picture: np.ndarray | None  # (3, H, W)
+    moments: np.ndarray | None  # (8, h, w)
+    caption: str
+    text: tuple[np.ndarray, np.ndarray] | None  # context (77, C), pooled (P,)
+    time_ids: np.ndarray  # (6,)
+    timestep_uniform: float
+    noise: np.ndarray  # (4, h, w)
+    posterior_noise: np.ndarray  # (4, h, w)
+
+
+class Batches(Iterator[Batch]):
+    """Batches of one rank, one for every forward pass, without end; all randomness belongs to the samples.
+
+    A batch is a dict of float32 arrays, in this order: ``moments`` (B, 8, h, w), ``posterior_noise`` and ``noise``
+    (B, 4, h, w), ``context`` (B, 77, C), ``pooled`` (B, P), ``time_ids`` (B, 6), and ``timesteps``, ``alpha``, ``sigma``,
+    ``target_noise``, ``target_latents``, ``weight``, each (B,).
+
+    A training step takes ``gradient_accumulation_steps`` batches on each of ``size`` ranks. What they hold together is
+    the same however it is divided. ``cursor`` is (epoch, steps of it that are done); a step counts as done when its
+    last batch was handed out. Use as a context manager, or ``close()`` it: threads read ahead.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        samples: list[Sample],
+        cache: Cache | None = None,
+        encoders: Encoders | None = None,
+        tokenizers: Tokenizers | None = None,
+        cursor: Cursor = (0, 0),
+        rank: int = 0,
+        size: int = 1,
+    ):
+        self._data, self._seed = config.data, config.train.seed
+        self._samples = cache.samples if cache is not None else samples
+        self._cache, self._encoders, self._tokenizers = cache, encoders, tokenizers
+        self._latents_cached = cache is not None and cache.has_latents
+        self._texts_cached = cache is not None and cache.has_texts
+        if (encoders is None and not (self._latents_cached and self._texts_cached)) or (
+            tokenizers is None and not self._texts_cached
+        ):
+            raise ValueError("what is not in the cache needs encoders and tokenizers")
+        self._geometry = Geometry.of(config)
+        self._sizes = [self._geometry.bucket(sample) for sample in self._samples]
+        self._diffusion = _Diffusion(config.diffusion)
+        self._batch = config.data.per_batch_size
+        self._rank, self._ranks = rank, size
+        self._accumulation = config.optim.gradient_accumulation_steps
+        self.steps_per_epoch = len(self._plan(0))
+        if self.steps_per_epoch == 0:
+            raise UsageError(
+                f"{len(self._samples)} pictures do not fill one batch of {self._global_size} and --drop_last drops "
+                "the rest: lower --per_batch_size or do without --drop_last"
+            )
+        epoch, index = cursor
+        self._cursor = (epoch + index // self.steps_per_epoch, index % self.steps_per_epoch)
+        self._pool = ThreadPoolExecutor(max(1, config.data.num_parallel_workers), thread_name_prefix="samples")
+        self._source = Prefetcher(self._collated(self._cursor), PREFETCHED_BATCHES)
+
+    @classmethod
+    def of(cls, config: Config, cursor: Cursor = (0, 0), rank: int = 0, size: int = 1) -> "Batches":
+        """From the folder, the cache and the networks that ``config`` names; only those that are needed are built."""
+        samples = folder.scan(config.data.path, config.data.missing_caption, config.data.on_bad_sample)
+        encoders = NetworkEncoders(config)
+        tokenizers = Tokenizers.load(config.model.tokenizer, config.model.tokenizer_2)
+        cached = config.cache.latent or config.cache.text_embedding
+        opened = stored.open(config, samples, encoders, tokenizers) if cached else None
+        return cls(config, samples, opened, encoders, tokenizers, cursor, rank, size)
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where to go on after the steps that are done: (epoch, index of the step in it)."""
+        return self._cursor
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The (height, width) that occur: the training step compiles once for each."""
+        return sorted(set(self._sizes))
+
+    def __next__(self) -> Batch:
+        batch, cursor = next(self._source)
+        # The networks run in the caller's thread, between its own steps, and never beside them.
+        pictures, captions = batch.pop("pictures", None), batch.pop("captions", None)
+        if pictures is not None:
+            batch["moments"] = np.asarray(self._encoders.encode_pictures(pictures), np.float32)
+        if captions is not None:
+            context, pooled = self._encoders.encode_text(*self._tokenizers.encode(captions))
+            batch["context"], batch["pooled"] = np.asarray(context, np.float32), np.asarray(pooled, np.float32)
+        self._cursor = cursor
+        return {name: batch[name] for name in FIELDS}
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._source.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _global_size(self) -> int:
+        return self._batch * self._ranks * self._accumulation
+
+    def _plan(self, epoch: int) -> list[GlobalBatch]:
+        data = self._data
+        return epoch_batches(self._sizes, self._global_size, self._seed, epoch, data.shuffle, data.drop_last)
+
+    def _collated(self, cursor: Cursor) -> Iterator[tuple[dict, Cursor]]:
+        """Batches but for what networks must add, each with the cursor after it."""
+        parts = self._parts(cursor)
+        pending: deque = deque()
+
+        def items() -> Iterator[tuple[int, int]]:
+            for part in parts:
+                pending.append(part)
+                epoch, positions, _, _ = part
+                for position in positions:
+                    yield epoch, int(position)
+
+        drawn = ahead(self._pool, lambda item: self._draw(*item), items(), PREFETCHED_BATCHES * self._batch)
+        try:
+            while True:
+                samples = [next(drawn) for _ in range(self._batch)]
+                _, _, weights, after = pending.popleft()
+                yield self._collate(samples, weights), after
+        finally:
+            drawn.close()
+
+    def _parts(self, cursor: Cursor) -> Iterator[tuple[int, np.ndarray, np.ndarray, Cursor]]:
+        """(epoch, positions (B,), weights (B,), cursor after it) of every batch of this rank from the cursor on."""
+        epoch, index = cursor
+        while True:
+            steps = self._plan(epoch)
+            for step in range(index, len(steps)):
+                for turn in range(self._accumulation):
+                    start = (turn * self._ranks + self._rank) * self._batch
+                    mine = slice(start, start + self._batch)
+                    done = step + (turn == self._accumulation - 1)
+                    after = (epoch + 1, 0) if done == len(steps) else (epoch, done)
+                    yield epoch, steps[step].positions[mine], steps[step].weights[mine], after
+            epoch, index = epoch + 1, 0
+
+    def _draw(self, epoch: int, position: int) -> _Drawn:
+        sample = self._samples[position]
+
+        def rng(purpose: str) -> np.random.Generator:
+            return generator(self._seed, epoch, sample.id, purpose)
+
+        picture = moments = None
+        if self._latents_cached:
+            framing = self._cache.framing(sample, epoch)
+            moments = self._cache.moments(sample, epoch)
+        else:
+            framing = self._geometry.framing(sample, epoch)
+            picture = _decode(sample, framing)
+        caption, time_ids = self._caption(sample, rng), framing.time_ids
+        if rng("caption_dropout").random() < self._data.caption_dropout:
+            caption, time_ids = EMPTY, np.zeros_like(time_ids)
+        height, width = framing.target
+        shape = (LATENT_CHANNELS, height // 8, width // 8)
+        return _Drawn(
+            picture,
+            moments,
+            caption,
+            self._cache.text(caption) if self._texts_cached else None,
+            time_ids,
+            rng("timestep").random(),
+            self._diffusion.noise(rng, shape),
+            rng("posterior").standard_normal(shape, np.float32),
+        )
+
+    def _caption(self, sample: Sample, rng: Callable[[str], np.random.Generator]) -> str:
+        if len(sample.captions) == 1:
+            return sample.captions[0]
+        return sample.captions[int(rng("caption").integers(len(sample.captions)))]
+
+    def _collate(self, samples: list[_Drawn], weights: np.ndarray) -> dict:
+        uniforms = np.array([sample.timestep_uniform for sample in samples])
+        batch = {
+            "posterior_noise": np.stack([sample.posterior_noise for sample in samples]),
+            "noise": np.stack([sample.noise for sample in samples]),
+            "time_ids": np.stack([sample.time_ids for sample in samples]),
+            **self._diffusion.numbers(uniforms, weights),
+        }
+        if self._latents_cached:
+            batch["moments"] = np.stack([sample.moments for sample in samples])
+        else:
+            batch["pictures"] = np.stack([sample.picture for sample in samples])
+        if self._texts_cached:
+            batch["context"], batch["pooled"] = (
+                np.stack(states) for states in zip(*(sample.text for sample in samples))
+            )
+        else:
+            batch["captions"] = [sample.caption for sample in samples]
+        return batch
+
+
+class _Diffusion:
+    """What the noise schedule and the objective say about drawn timesteps."""
+
+    def __init__(self, config: DiffusionConfig):
+        betas = schedule.betas(config.beta_schedule, config.num_train_timesteps, config.beta_start, config.beta_end)
+        if config.rescale_betas_zero_snr:
+            betas = schedule.rescale_zero_terminal_snr(betas)
+        self._alphas_cumprod = schedule.alphas_cumprod(betas)
+        self._timestep_weights = timesteps.bias_weights(
+            config.timestep_bias_strategy,
+            config.num_train_timesteps,
+            config.timestep_bias_multiplier,
+            config.timestep_bias_begin,
+            config.timestep_bias_end,
+            config.timestep_bias_portion,
+        )
+        self._prediction_type, self._offset = config.prediction_type, config.noise_offset
+        self._loss_weights = objective.loss_weights(self._alphas_cumprod, config.prediction_type, config.snr_gamma)
+
+    def noise(self, rng: Callable[[str], np.random.Generator], shape: tuple[int, int, int]) -> np.ndarray:
+        """Noise of one sample; with ``noise_offset`` each channel has a constant of its own on top."""
+        noise = rng("noise").standard_normal(shape, np.float32)
+        if self._offset:
+            noise += np.float32(self._offset) * rng("noise_offset").standard_normal((shape[0], 1, 1), np.float32)
+        return noise
+
+    def numbers(self, uniforms: np.ndarray, weights: np.ndarray) -> Batch:
+        """Timesteps of uniforms (B,) with the coefficients and loss weights that belong to them: each (B,) float32."""
+        drawn = timesteps.draw(self._timestep_weights, uniforms)
+        coefficients = objective.coefficients(self._alphas_cumprod, drawn, self._prediction_type)
+        return {
+            "timesteps": drawn.astype(np.float32),
+            "alpha": np.asarray(coefficients.alpha, np.float32),
+            "sigma": np.asarray(coefficients.sigma, np.float32),
+            "target_noise": np.asarray(coefficients.target_noise, np.float32),
+            "target_latents": np.asarray(coefficients.target_latents, np.float32),
+            "weight": (self._loss_weights[drawn] * weights).astype(np.float32),
+        }
+
+
+def _decode(sample: Sample, framing: transforms.Framing) -> np.ndarray:
+    try:
+        return transforms.decode(sample.picture_path, framing)
+    except BadPictureError as error:
+        raise SuiteError(f"picture {sample.id} cannot be used: {error}; mend or remove it") from None

@@ -1,0 +1,164 @@
+"""Arrays by key in safetensors shards: written whole or not at all, read memory-mapped, checked against damage."""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from gm.errors import SuiteError
+from gm.files import replacing, write_text
+
+SUFFIX = ".safetensors"
+INDEX = "index.json"
+
+Entry = Mapping[str, np.ndarray]
+
+
+class ShardStore:
+    """One folder of shards. An entry is a few named arrays under a key (hex); a shard never changes once it is there.
+
+    A shard's file name follows from the keys in it, so two processes that do the same work write the same file. Its
+    metadata holds the CRC-32 of every array and the ``refused`` keys: those that were tried and cannot be had, with the
+    reason. ``index.json`` spares reading every shard's header; it is checked against the folder and mended from it.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.damaged: list[Path] = []
+        self.refused: dict[str, str] = {}
+        self._shard_of: dict[str, str] = {}
+        self._handles: dict[str, tuple] = {}
+        self._verified: set[str] = set()
+        self._shards = self._load()
+        for name, shard in self._shards.items():
+            self._add(name, shard)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._shard_of
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def keys(self) -> Iterator[str]:
+        return iter(self._shard_of)
+
+    def read(self, key: str) -> dict[str, np.ndarray]:
+        """The arrays of an entry, as stored. Raises SuiteError if its shard is damaged, KeyError without the entry."""
+        name = self._shard_of[key]
+        try:
+            handle, names, checksums = self._handles.get(name) or self._open(name)
+            entry = {part: handle.get_tensor(f"{key}.{part}") for part in names[key]}
+        except (SafetensorError, OSError, KeyError, ValueError):
+            raise damaged(self.folder / name) from None
+        if key not in self._verified:
+            if any(
+                zlib.crc32(np.ascontiguousarray(value)) != checksums[f"{key}.{part}"] for part, value in entry.items()
+            ):
+                raise damaged(self.folder / name)
+            self._verified.add(key)
+        return entry
+
+    def write(self, label: str, entries: Mapping[str, Entry], refused: Mapping[str, str] | None = None) -> None:
+        """Add a shard with these entries and refused keys."""
+        refused = dict(refused or {})
+        name = shard_name(label, [*entries, *refused])
+        tensors = {
+            f"{key}.{part}": np.ascontiguousarray(value)
+            for key, entry in entries.items()
+            for part, value in entry.items()
+        }
+        checksums = {name: zlib.crc32(value) for name, value in tensors.items()}
+        # One metadata item: the library writes several in no fixed order, and shards must not differ by that.
+        about = json.dumps({"crc32": checksums, "refused": refused}, sort_keys=True, separators=(",", ":"))
+        with replacing(self.folder / name) as file:
+            file.write(save(tensors, metadata={"cache": about}))
+        shard = {"bytes": (self.folder / name).stat().st_size, "keys": sorted(entries), "refused": refused}
+        self._shards[name] = shard
+        self._add(name, shard)
+
+    def save_index(self) -> None:
+        """Write the index if it does not say what is there."""
+        if not self._shards:
+            return
+        text = json.dumps({name: self._shards[name] for name in sorted(self._shards)}, separators=(",", ":")) + "\n"
+        path = self.folder / INDEX
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+
+    def remove_damaged(self) -> list[Path]:
+        """Delete shards that cannot be read, so that they are made again; returns them."""
+        removed, self.damaged = self.damaged, []
+        for path in removed:
+            path.unlink(missing_ok=True)
+        return removed
+
+    def remove_leftovers(self) -> None:
+        """Delete temporary files of processes that were killed while they wrote."""
+        for path in self.folder.glob(".*.tmp") if self.folder.is_dir() else ():
+            process = path.name.rsplit(".", 2)[1]
+            if process.isdigit() and not _alive(int(process)):
+                path.unlink(missing_ok=True)
+
+    def _load(self) -> dict[str, dict]:
+        if not self.folder.is_dir():
+            return {}
+        there = {item.name: item.stat().st_size for item in os.scandir(self.folder) if item.name.endswith(SUFFIX)}
+        try:
+            known = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+            known = {name: shard for name, shard in known.items() if shard["bytes"] == there.get(name)}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            known = {}
+        shards = {}
+        for name in sorted(name for name in there if not name.startswith(".")):
+            try:
+                shards[name] = known.get(name) or self._describe(name)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+                self.damaged.append(self.folder / name)
+        return shards
+
+    def _describe(self, name: str) -> dict:
+        path = self.folder / name
+        with safe_open(str(path), framework="numpy") as handle:
+            keys = sorted({tensor.split(".")[0] for tensor in handle.keys()})  # noqa: SIM118
+            refused = json.loads(handle.metadata()["cache"])["refused"]
+        return {"bytes": path.stat().st_size, "keys": keys, "refused": refused}
+
+    def _add(self, name: str, shard: dict) -> None:
+        for key in shard["keys"]:
+            self._shard_of.setdefault(key, name)
+        self.refused.update(shard["refused"])
+
+    def _open(self, name: str) -> tuple:
+        handle = safe_open(str(self.folder / name), framework="numpy")
+        names: dict[str, list[str]] = {}
+        for tensor in handle.keys():  # noqa: SIM118
+            key, _, part = tensor.partition(".")
+            names.setdefault(key, []).append(part)
+        self._handles[name] = handle, names, json.loads(handle.metadata()["cache"])["crc32"]
+        return self._handles[name]
+
+
+def shard_name(label: str, keys: Sequence[str]) -> str:
+    """The file name of the shard with these keys; ``label`` says to people what is in it."""
+    digest = hashlib.blake2b("".join(sorted(keys)).encode(), digest_size=8).hexdigest()
+    return f"{label}-{digest}{SUFFIX}"
+
+
+def damaged(path: Path) -> SuiteError:
+    return SuiteError(f"cache shard {path} is damaged: remove it and run --task cache again, which makes only it anew")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,110 @@
+"""What turns pictures and token ids into what the UNet is trained on: the frozen networks before it."""
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from gm.config import Config
+from gm.data.notes import FileNotes
+from gm.errors import SuiteError, UsageError
+
+# Half precision overflows in SDXL's autoencoder, and here every value is computed once and used in every epoch.
+PRECISION = "fp32"
+
+# MindSpore is imported where the networks are built: reading a full cache needs only the hashes.
+
+
+class Encoders(Protocol):
+    """The frozen networks. Each hash changes with the weights it stands for and the precision they compute in."""
+
+    picture_hash: str
+    text_hash: str
+
+    def encode_pictures(self, pictures: np.ndarray) -> np.ndarray:
+        """Pictures (B, 3, H, W) in [-1, 1] -> posterior moments, mean and log variance, (B, 8, H/8, W/8) float32."""
+
+    def encode_text(self, ids_1: np.ndarray, ids_2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (B, 77) int32 of both tokenizers -> context (B, 77, C), pooled (B, P) float32."""
+
+
+class NetworkEncoders:
+    """The autoencoder and the text towers of the weights file, compiled when they are first used."""
+
+    def __init__(self, config: Config):
+        if not config.model.weight:
+            raise UsageError("no weights to encode with: name the file that has the autoencoder with --weight")
+        self._weight = Path(config.model.weight)
+        self._notes = FileNotes(Path(config.cache.path) / "weights.json")
+
+    @cached_property
+    def picture_hash(self) -> str:
+        """Of the encoder half of the autoencoder: its decoder has no part in latents."""
+        return self._hash("autoencoder", ("first_stage_model.encoder.", "first_stage_model.quant_conv."))
+
+    @cached_property
+    def text_hash(self) -> str:
+        return self._hash("text encoders", ("conditioner.",))
+
+    def encode_pictures(self, pictures: np.ndarray) -> np.ndarray:
+        from mindspore import Tensor
+
+        return self._picture_network(Tensor(pictures)).asnumpy()
+
+    def encode_text(self, ids_1: np.ndarray, ids_2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        from mindspore import Tensor
+
+        context, pooled = self._text_network(Tensor(ids_1), Tensor(ids_2))
+        return context.asnumpy(), pooled.asnumpy()
+
+    @cached_property
+    def _picture_network(self) -> Any:
+        from gm.models.autoencoder import AutoencoderEncoder
+        from gm.models.build import AUTOENCODER_PREFIX, build_autoencoder
+        from gm.weights import load_into, open_weights
+
+        with open_weights(self._weight) as weights:
+            autoencoder = build_autoencoder(weights.architecture().autoencoder)
+            load_into(autoencoder, weights, prefix=AUTOENCODER_PREFIX)
+        return AutoencoderEncoder(autoencoder).set_train(False)
+
+    @cached_property
+    def _text_network(self) -> Any:
+        from gm.models.build import CONDITIONER_PREFIX, build_conditioner
+        from gm.weights import load_into, open_weights
+
+        with open_weights(self._weight) as weights:
+            conditioner = build_conditioner(weights.architecture())
+            load_into(conditioner, weights, prefix=CONDITIONER_PREFIX)
+        return conditioner
+
+    def _hash(self, what: str, prefixes: tuple[str, ...]) -> str:
+        def compute(path: Path) -> str:
+            return _weights_hash(path, what, prefixes)
+
+        if not self._weight.exists():
+            raise SuiteError(f"no weights at {self._weight}: --weight names a .ckpt, .safetensors or diffusers folder")
+        if self._weight.is_dir():  # a folder's times do not tell of changes inside the files
+            return compute(self._weight)
+        result = self._notes.remember(self._weight, what, compute)
+        self._notes.save()
+        return result
+
+
+def _weights_hash(path: Path, what: str, prefixes: tuple[str, ...]) -> str:
+    """Of names, formats and values of the tensors under ``prefixes``, whatever the file's format."""
+    from gm.weights import open_weights
+
+    digest = hashlib.blake2b(PRECISION.encode(), digest_size=16)
+    with open_weights(path) as weights:
+        names = sorted(name for name in weights.names() if name.startswith(prefixes))
+        if not names:
+            raise SuiteError(
+                f"{path} has no {what}: name the file it was made from, which has all parts, with --weight"
+            )
+        for name in names:
+            digest.update(f"{name} {weights.dtype(name)} {tuple(weights.shape(name))}\n".encode())
+            digest.update(np.ascontiguousarray(weights.read(name)))
+    return digest.hexdigest()

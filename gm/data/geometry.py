@@ -1,0 +1,37 @@
+"""Which size a sample is trained at and how it is framed in an epoch: one answer for the cache and for training."""
+
+from dataclasses import dataclass
+
+from gm.config import Config
+from gm.data import buckets, transforms
+from gm.data.buckets import Size
+from gm.data.folder import Sample
+from gm.data.randomness import generator
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The framing rules of a run. ``seed`` matters only where something is random."""
+
+    sizes: tuple[Size, ...]
+    crop: str
+    random_flip: bool
+    seed: int
+
+    @classmethod
+    def of(cls, config: Config) -> "Geometry":
+        data = config.data
+        sizes = buckets.sizes(data.resolution, getattr(data, "buckets", False))
+        return cls(sizes, data.crop, data.random_flip, config.train.seed)
+
+    @property
+    def varies(self) -> bool:
+        """Whether a picture is framed anew in every epoch."""
+        return self.crop == "random" or self.random_flip
+
+    def bucket(self, sample: Sample) -> Size:
+        return buckets.nearest(sample.size, self.sizes)
+
+    def framing(self, sample: Sample, epoch: int) -> transforms.Framing:
+        rng = generator(self.seed, epoch, sample.id, "framing") if self.varies else None
+        return transforms.frame(sample.size, self.bucket(sample), self.crop, self.random_flip, rng)

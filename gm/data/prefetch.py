@@ -1,0 +1,76 @@
+"""Doing work before it is asked for, in a fixed order."""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
+    """``work`` of every item in order, up to ``depth`` of them begun before they are asked for."""
+    waiting: deque = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+class Prefetcher(Iterator[T]):
+    """Runs an iterator in a thread, up to ``depth`` items ahead. Its errors come out of ``next``; ``close`` ends it."""
+
+    _END = object()
+
+    def __init__(self, source: Iterator[T], depth: int):
+        self._queue: queue.Queue = queue.Queue(depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(source,), name="prefetch", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> T:
+        if self._closed.is_set():
+            raise StopIteration
+        item, error = self._queue.get()
+        if error is None and item is not self._END:
+            return item
+        self.close()
+        raise error if error is not None else StopIteration
+
+    def close(self) -> None:
+        self._closed.set()
+        while self._thread.is_alive():  # it may wait for room in the queue
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._thread.join(0.01)
+
+    def _run(self, source: Iterator[T]) -> None:
+        try:
+            for item in source:
+                self._put(item, None)
+                if self._closed.is_set():
+                    break
+            self._put(self._END, None)
+        except BaseException as error:
+            self._put(None, error)
+        finally:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+
+    def _put(self, item, error: BaseException | None) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._queue.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
