@@ -26,9 +26,8 @@ from gm.errors import SuiteError, UsageError
 LATENT_CHANNELS = 4
 PREFETCHED_BATCHES = 3
 # What a batch holds, in this order.
-FIELDS = ("moments", "posterior_noise", "noise", "context", "pooled", "time_ids", "timesteps") + (
-    ("alpha", "sigma", "target_noise", "target_latents", "weight")
-)
+FIELDS = ("moments", "posterior_noise", "noise", "context", "pooled", "time_ids", "timesteps")
+FIELDS += ("alpha", "sigma", "target_noise", "target_latents", "weight")
 
 Cursor = tuple[int, int]
 Batch = dict[str, np.ndarray]
@@ -52,8 +51,8 @@ class Batches(Iterator[Batch]):
     """Batches of one rank, one for every forward pass, without end; all randomness belongs to the samples.
 
     A batch is a dict of float32 arrays, in this order: ``moments`` (B, 8, h, w), ``posterior_noise`` and ``noise``
-    (B, 4, h, w), ``context`` (B, 77, C), ``pooled`` (B, P), ``time_ids`` (B, 6), and ``timesteps``, ``alpha``, ``sigma``,
-    ``target_noise``, ``target_latents``, ``weight``, each (B,).
+    (B, 4, h, w), ``context`` (B, 77, C), ``pooled`` (B, P), ``time_ids`` (B, 6), and, each (B,), ``timesteps``,
+    ``alpha``, ``sigma``, ``target_noise``, ``target_latents``, ``weight``.
 
     A training step takes ``gradient_accumulation_steps`` batches on each of ``size`` ranks. What they hold together is
     the same however it is divided. ``cursor`` is (epoch, steps of it that are done); a step counts as done when its
