@@ -131,7 +131,7 @@ def base_world(count: int, seed: int) -> list[Example]:
 
 
 def taught_combinations() -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
-    """What fine-tuning shows: the new shape in base colours, and the new colour on base shapes, less what is held out."""
+    """What fine-tuning shows: the new shape in base colours, the new colour on base shapes; nothing held out."""
     colours = [colour for colour in BASE_COLOURS if colour not in HELD_OUT_COLOURS]
     shapes = [shape for shape in BASE_SHAPES if shape not in HELD_OUT_SHAPES]
     return combinations(colours, [NEW_SHAPE]), combinations([NEW_COLOUR], shapes)
