@@ -1,6 +1,7 @@
 """Where values come from: the schema's defaults, YAML files that inherit, and the command line, which wins."""
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from gm.errors import UsageError
 BASE_KEY = "_base_"
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 COMMAND_LINE = "command line"
+COMMON_FLAGS = ("config", "print_config", "help", "debug")
 
 
 @dataclass
@@ -50,10 +52,10 @@ def flags(door: str) -> dict[str, str]:
     return known
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], dashes: str = "") -> str:
     """``: did you mean x?`` for a misspelt name, or nothing."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f": did you mean {match[0]}?" if match else ""
+    return f": did you mean {dashes}{match[0]}?" if match else ""
 
 
 def read_command_line(arguments: Sequence[str], door: str) -> CommandLine:
@@ -92,17 +94,21 @@ def flag_path(name: str, known: Mapping[str, str]) -> str:
     """The schema's path of a flag; ``--section.key`` is a flag too."""
     if name in known:
         return known[name]
-    if name in SETTINGS or (name in ALIASES and "." in name):
+    if "." in name:
         return key_path(name, f"--{name}")
-    raise UsageError(
-        f"unknown flag --{name}{nearest('--' + name, ['--' + n for n in (*known, 'config', 'print_config', 'help')])}"
-        " (--help lists all)"
-    )
+    elsewhere = [setting.path for setting in SETTINGS.values() if setting.flag == name]
+    if elsewhere:
+        raise UsageError(f"--{name} is not a flag here: write {elsewhere[0]}=value")
+    match = nearest(name, (*known, *COMMON_FLAGS), dashes="--")
+    raise UsageError(f"unknown flag --{name}{match} (--help lists all)")
 
 
 def key_path(key: str, shown: str, origin: str = COMMAND_LINE) -> str:
     """The schema's path of a dotted key."""
-    path = ALIASES.get(key, key) if "." in key else key
+    section, _, leaf = key.rpartition(".")
+    path = ALIASES.get(key, key) if section else key
+    if section and ALIASES.get(leaf, "").startswith(f"{section}."):
+        path = ALIASES[leaf]  # a flag's other name is a key too, in its own section: optim.lr
     if path in SETTINGS:
         return path
     place = "" if origin == COMMAND_LINE else f" in {origin}"
@@ -113,7 +119,7 @@ def _next_value(name: str, known: Setting | None, rest: list[str]) -> str:
     """Take the flag's value from the arguments that follow; a boolean flag may stand alone and is then true."""
     following = rest[0] if rest else None
     if known is not None and known.type is bool:
-        alone = following is None or following.startswith("--") or following.partition("=")[0] in SETTINGS
+        alone = following is None or following.startswith("--") or "=" in following
         return "true" if alone else rest.pop(0)
     if following is None or following.startswith("--"):
         raise UsageError(f"--{name} needs a value" + (f": {known.expected}" if known else ": the path of a YAML file"))
@@ -144,7 +150,7 @@ def read_file(path: str, chain: tuple[Path, ...] = ()) -> tuple[Any, dict[str, G
     bases = tree.pop(BASE_KEY, None) or []
     merged, given = OmegaConf.create({}), {}
     for base in [bases] if isinstance(bases, str) else bases:
-        base_tree, base_given = read_file(str(file.parent / base), (*chain, file.resolve()))
+        base_tree, base_given = read_file(os.path.normpath(file.parent / base), (*chain, file.resolve()))
         merged, given = OmegaConf.merge(merged, base_tree), given | base_given
     own = OmegaConf.create({})
     for key, value in _leaves(OmegaConf.to_container(tree, resolve=False), path):

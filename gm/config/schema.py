@@ -30,7 +30,7 @@ class ModelConfig:
         "openai/clip-vit-large-patch14", "tokenizer of the first text encoder: a hub name or a local folder"
     )
     tokenizer_2: str | None = setting(
-        None, "tokenizer of the second text encoder; default: that of the first when it is a folder, else the hub's"
+        None, "tokenizer of the second text encoder; default: that of the first, as in SDXL"
     )
 
 
@@ -81,7 +81,9 @@ class DiffusionConfig:
         "what the UNet predicts: the noise, the velocity or the picture",
         choices=("epsilon", "v_prediction", "sample"),
     )
-    beta_schedule: str = setting("scaled_linear", "shape of the noise schedule", choices=("scaled_linear", "linear"))
+    beta_schedule: str = setting(
+        "scaled_linear", "shape of the noise schedule", choices=("scaled_linear", "linear", "cosine")
+    )
     beta_start: float = setting(0.00085, "first beta", above=0, below=1)
     beta_end: float = setting(0.012, "last beta", above=0, below=1)
     num_train_timesteps: int = setting(1000, "T, the length of the noise schedule", unit="timesteps", at_least=1)

@@ -1,5 +1,6 @@
 """The schema in words: ``--help``, ``--print_config`` and the table of the documentation."""
 
+import textwrap
 from collections.abc import Mapping
 
 from gm.config.schema import ALIASES, DOOR_SECTIONS, NOT_IN_THIS_RELEASE, SETTINGS, Config, Setting
@@ -16,11 +17,12 @@ SECTION_TITLES = {
     "launch": "launch: device and mode",
     "sample": "sample: drawing pictures",
 }
+HELP_COLUMN, HELP_WIDTH = 30, 118
 COMMON = """\
-  --config FILE              YAML file; given more than once, the later file wins. _base_: in a file inherits
-  --print_config             show every value and where it came from, and stop
-  --debug                    show the traceback of an error
-  --help                     this text
+  --config FILE               YAML file; given more than once, the later file wins. _base_: in a file inherits
+  --print_config              show every value and where it came from, and stop
+  --debug                     show the traceback of an error
+  --help                      this text
 A setting is --flag value, --flag=value, section.key=value, or a line of a YAML file; command line beats file. Paths are
 relative to the current folder. Booleans are true/True/1 and false/False/0; a boolean flag alone is true."""
 
@@ -55,8 +57,18 @@ def help_text(door: str, usage: str) -> str:
                 continue
             unit = f" [{setting.properties['unit']}]" if "unit" in setting.properties else ""
             absent = "; not in this release" if setting.path in NOT_IN_THIS_RELEASE else ""
+            meaning = f"{setting.properties['help']}{unit} (default {shown(setting.default)}{absent})"
             head = f"  --{setting.flag} {kind(setting)}"
-            lines.append(f"{head:<28} {setting.properties['help']}{unit} (default {shown(setting.default)}{absent})")
+            if len(head) >= HELP_COLUMN:
+                lines.append(head)
+                head = ""
+            lines += textwrap.wrap(
+                meaning,
+                HELP_WIDTH,
+                initial_indent=f"{head:<{HELP_COLUMN}}",
+                subsequent_indent=" " * HELP_COLUMN,
+                break_on_hyphens=False,
+            )
     return "\n".join(lines)
 
 
