@@ -1,0 +1,93 @@
+"""The compiled training step: loss, gradients, clipping, optimizer and average in one graph."""
+
+from collections.abc import Mapping, Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from gm.training import gradients
+from gm.training.ema import EMA
+from gm.training.loss import BATCH_FIELDS, DiffusionLoss
+from gm.training.optimizer import AdamW
+
+
+class Update(nn.Cell):
+    """Clip, optimize and average, unless loss or gradients are not finite: then nothing changes.
+
+    ``construct(gradients, loss, lr)`` returns the gradients' global norm before clipping.
+    """
+
+    def __init__(self, optimizer: AdamW, max_grad_norm: float | None, ema: EMA | None):
+        super().__init__(auto_prefix=False)
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.ema = ema
+
+    def construct(self, grads: tuple[Tensor, ...], loss: Tensor, lr: Tensor) -> Tensor:
+        norm = gradients.global_norm(grads)
+        if ops.isfinite(norm + loss):
+            if self.max_grad_norm is not None:
+                grads = gradients.scale(grads, gradients.clip_factor(norm, self.max_grad_norm))
+            updates = self.optimizer(grads, lr)
+            if self.ema is not None:
+                self.ema(updates - 1.0)
+        return norm
+
+
+class TrainStep(nn.Cell):
+    """One batch, one update.
+
+    ``construct(*batch, lr)``: the arrays of ``BATCH_FIELDS`` in that order and a float32 scalar tensor; the learning
+    rate is an input, so a schedule never compiles anew. Returns float32 scalars: the weighted loss, the plain loss and
+    the gradients' global norm. When the loss or the norm is not finite, no weight and no state has changed.
+    """
+
+    def __init__(
+        self,
+        loss: DiffusionLoss,
+        optimizer: AdamW,
+        max_grad_norm: float | None = None,
+        ema: EMA | None = None,
+    ):
+        super().__init__(auto_prefix=False)
+        self.loss = loss
+        self.update = Update(optimizer, max_grad_norm, ema)
+        self.loss_and_gradients = ops.value_and_grad(loss, None, optimizer.trained, has_aux=True)
+
+    def construct(
+        self,
+        moments: Tensor,
+        posterior_noise: Tensor,
+        noise: Tensor,
+        context: Tensor,
+        pooled: Tensor,
+        time_ids: Tensor,
+        timesteps: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        target_noise: Tensor,
+        target_latents: Tensor,
+        weight: Tensor,
+        lr: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        (loss, raw_loss), grads = self.loss_and_gradients(
+            moments,
+            posterior_noise,
+            noise,
+            context,
+            pooled,
+            time_ids,
+            timesteps,
+            alpha,
+            sigma,
+            target_noise,
+            target_latents,
+            weight,
+        )
+        return loss, raw_loss, self.update(grads, loss, lr)
+
+
+def tensors(batch: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:
+    """The arrays of a batch as the step takes them."""
+    return tuple(Tensor(np.ascontiguousarray(batch[name], np.float32)) for name in BATCH_FIELDS)
