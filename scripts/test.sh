@@ -17,7 +17,7 @@ if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
 fi
 if [ "${1:-}" = --fast ]; then
     shift
-    extras=test
+    extras="test"
     set -- -m "not slow and not reference" "$@"
 fi
 
