@@ -89,7 +89,7 @@ OPEN_CLIP_BIG_G = TextEncoderArchitecture(
 
 @dataclass(frozen=True)
 class ModelArchitecture:
-    """A whole checkpoint. ``text_encoders`` in the order of ``conditioner.embedders``; parts a file lacks are None/()."""
+    """One checkpoint; parts a file lacks are None, or () for the text encoders (in the conditioner's order)."""
 
     name: str = "sdxl-base"  # sdxl-base | sdxl-refiner | ssd-1b | vega | sd-1 | sd-2 | sdxl-like
     unet: UNetArchitecture | None = field(default_factory=UNetArchitecture)
@@ -110,9 +110,9 @@ TINY_SDXL = ModelArchitecture(
     ),
     autoencoder=AutoencoderArchitecture(channels=(32, 64, 64, 64), blocks_per_level=1),
     text_encoders=(
-        TextEncoderArchitecture(vocab_size=640, width=64, layers=2, mlp_dim=256),
+        TextEncoderArchitecture(vocab_size=627, width=64, layers=2, mlp_dim=256),
         TextEncoderArchitecture(
-            vocab_size=640, width=64, layers=2, mlp_dim=256, activation="gelu", layout="open_clip", projection_dim=64
+            vocab_size=627, width=64, layers=2, mlp_dim=256, activation="gelu", layout="open_clip", projection_dim=64
         ),
     ),
 )
