@@ -1,0 +1,242 @@
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from gm.diffusion.samplers import SAMPLERS, find_sampler, initial_latents, to_denoised
+from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_snr
+from gm.diffusion.steps import SPACINGS, add_noise, inference_steps
+
+ABAR = alphas_cumprod(betas())
+ZERO_TERMINAL = alphas_cumprod(rescale_zero_terminal_snr(betas()))
+SHAPE = (2, 4, 8, 8)
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def noise_like(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32)
+
+
+def made_up_model(x, timestep):
+    """Smooth in both inputs, bounded, and no solution of anything: a sampler's every coefficient shows."""
+    mixed = 0.7 * x + 0.3 * np.roll(x, 1, axis=-1)
+    return (np.tanh(mixed * (0.6 + 0.3 * np.cos(timestep / 150))) + 0.1 * np.sin(timestep / 90)).astype(np.float32)
+
+
+def gaussian_model(abar, mean, spread, prediction_type="epsilon"):
+    """The perfect network for data that are normal with this mean and spread, from which all samples must come."""
+
+    def model(x, timestep):
+        a = np.interp(timestep, np.arange(len(abar)), abar)
+        alpha, sigma = np.sqrt(a), np.sqrt(1 - a)
+        x0 = mean + alpha * spread**2 * (x - alpha * mean) / (a * spread**2 + sigma**2)
+        noise = (x - alpha * x0) / sigma
+        return {"epsilon": noise, "v_prediction": alpha * noise - sigma * x0, "sample": x0}[prediction_type]
+
+    return model
+
+
+def run(name, model, noise, steps, prediction_type="epsilon", seed=5):
+    generator = np.random.default_rng(seed)
+    return SAMPLERS[name].sample(
+        model,
+        initial_latents(noise, steps),
+        steps,
+        prediction_type,
+        lambda: generator.standard_normal(noise.shape).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
+def test_samples_of_a_perfect_model_have_the_mean_and_spread_of_the_data(name, prediction_type):
+    noise = np.random.default_rng(0).standard_normal((1, 4, 64, 64)).astype(np.float32)
+    steps = inference_steps(ABAR, 200, "trailing", grid=SAMPLERS[name].grid)
+    latents = run(name, gaussian_model(ABAR, 0.8, 0.5, prediction_type), noise, steps, prediction_type)
+    np.testing.assert_allclose([latents.mean(), latents.std()], [0.8, 0.5], rtol=0.04)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_run_is_float32_and_depends_on_its_inputs_only(name):
+    steps = inference_steps(ABAR, 8, "leading", grid=SAMPLERS[name].grid)
+    noise = noise_like(1)
+    before = noise.copy()
+    first, second = (run(name, made_up_model, noise, steps) for _ in range(2))
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(noise, before)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "ddim", "euler_ancestral"])
+def test_a_run_cut_in_two_is_the_same_run(name):
+    steps = inference_steps(ABAR, 10, "trailing", grid=SAMPLERS[name].grid)
+    generator = np.random.default_rng(5)
+
+    def noise():
+        return generator.standard_normal(SHAPE).astype(np.float32)
+
+    sample = SAMPLERS[name].sample
+    whole = run(name, made_up_model, noise_like(1), steps)
+    half = sample(made_up_model, initial_latents(noise_like(1), steps), steps[:6], noise=noise)
+    np.testing.assert_allclose(sample(made_up_model, half, steps[6:], noise=noise), whole, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("heun", "dpmpp_2s_ancestral")])
+def test_the_model_is_asked_once_a_step_at_the_steps_timesteps(name):
+    steps = inference_steps(ABAR, 7, "trailing", grid=SAMPLERS[name].grid)
+    asked = []
+    run(name, lambda x, timestep: asked.append(timestep) or made_up_model(x, timestep), noise_like(0), steps)
+    assert asked == steps.timesteps.tolist()
+
+
+def test_heun_asks_twice_a_step_but_for_the_last():
+    steps = inference_steps(ABAR, 7, "trailing")
+    asked = []
+    run("heun", lambda x, timestep: asked.append(timestep) or made_up_model(x, timestep), noise_like(0), steps)
+    assert asked == [steps.timesteps[0], *np.repeat(steps.timesteps[1:], 2)]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_callback_sees_every_step_and_its_denoised_latents(name):
+    steps = inference_steps(ABAR, 6, grid=SAMPLERS[name].grid)
+    seen = []
+    SAMPLERS[name].sample(
+        made_up_model,
+        initial_latents(noise_like(0), steps),
+        steps,
+        "epsilon",
+        lambda: noise_like(9),
+        lambda index, denoised: seen.append((index, denoised.shape)),
+    )
+    assert seen == [(index, SHAPE) for index in range(6)]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_a_zero_terminal_schedule_gives_finite_latents(name, prediction_type):
+    steps = inference_steps(ZERO_TERMINAL, 8, "trailing", grid=SAMPLERS[name].grid)
+    latents = run(name, made_up_model, noise_like(2), steps, prediction_type)
+    assert np.isfinite(latents).all()
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if SAMPLERS[name].grid == "ddim"])
+def test_epsilon_at_pure_noise_is_refused(name):
+    steps = inference_steps(ZERO_TERMINAL, 8, "trailing", grid="ddim")
+    with pytest.raises(ValueError, match="v_prediction"):
+        run(name, made_up_model, noise_like(2), steps)
+
+
+@pytest.mark.parametrize("abar", [0.001, 0.5, 0.999])
+def test_denoised_inverts_every_prediction(abar):
+    x0, noise = noise_like(1), noise_like(2)
+    x = add_noise(x0, noise, abar)
+    alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
+    for prediction_type, prediction in {
+        "epsilon": noise,
+        "v_prediction": alpha * noise - sigma * x0,
+        "sample": x0,
+    }.items():
+        np.testing.assert_allclose(to_denoised(prediction, x, abar, prediction_type), x0, atol=2e-4)
+
+
+def test_names_of_mindone_are_known_and_others_are_listed():
+    assert find_sampler("EulerEDMSampler") is SAMPLERS["euler"]
+    with pytest.raises(ValueError, match="euler_ancestral"):
+        find_sampler("eulr")
+
+
+@pytest.mark.reference
+class TestDiffusers:
+    """Our trajectory, step by step, against the scheduler of the same name, with the same model outputs and noise."""
+
+    CLASSES: ClassVar = {
+        "euler": "EulerDiscreteScheduler",
+        "euler_ancestral": "EulerAncestralDiscreteScheduler",
+        "heun": "HeunDiscreteScheduler",
+        "ddim": "DDIMScheduler",
+        "dpmpp_2m": "DPMSolverMultistepScheduler",
+    }
+    # of Stable Diffusion XL's scheduler file
+    CONFIG: ClassVar = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "steps_offset": 1,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+    }
+
+    def their_latents(self, name, monkeypatch, prediction_type, num_steps, start, **options):
+        """Latents before each call of the model and at the end, all at unit scale, and the timesteps."""
+        torch = pytest.importorskip("torch")
+        diffusers = pytest.importorskip("diffusers")
+        if name == "lms":
+            pytest.importorskip("scipy")
+        kind = getattr(diffusers, self.CLASSES[name])
+        scheduler = kind.from_config({**self.CONFIG, "prediction_type": prediction_type, **options})
+        scheduler.set_timesteps(num_steps)
+        generator = np.random.default_rng(5)
+
+        def randn_tensor(shape, **_):
+            return torch.from_numpy(generator.standard_normal(tuple(shape)).astype(np.float32))
+
+        import sys
+
+        monkeypatch.setattr(sys.modules[kind.__module__], "randn_tensor", randn_tensor, raising=False)
+        latents = torch.from_numpy(start) * scheduler.init_noise_sigma
+        trajectory = []
+        for timestep in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(latents, timestep)
+            trajectory.append(scaled.numpy().copy())
+            output = torch.from_numpy(made_up_model(scaled.numpy(), float(timestep)))
+            latents = scheduler.step(output, timestep, latents).prev_sample
+        return [*trajectory, latents.numpy()], [float(timestep) for timestep in scheduler.timesteps]
+
+    def our_latents(self, name, prediction_type, num_steps, start, abar, **options):
+        trajectory, timesteps = [], []
+
+        def model(x, timestep):
+            trajectory.append(np.array(x))
+            timesteps.append(timestep)
+            return made_up_model(x, timestep)
+
+        steps = inference_steps(abar, num_steps, grid=SAMPLERS[name].grid, **options)
+        final = run(name, model, start, steps, prediction_type)
+        return [*trajectory, final], timesteps
+
+    def compare(self, name, monkeypatch, prediction_type, num_steps, abar=ABAR, spacing="leading", karras=False):
+        options = {"timestep_spacing": spacing}
+        if abar is ZERO_TERMINAL:
+            options["rescale_betas_zero_snr"] = True
+        if karras:
+            options["use_karras_sigmas"] = True
+        theirs, their_timesteps = self.their_latents(
+            name, monkeypatch, prediction_type, num_steps, noise_like(1), **options
+        )
+        ours, our_timesteps = self.our_latents(
+            name, prediction_type, num_steps, noise_like(1), abar, spacing=spacing, karras_sigmas=karras
+        )
+        np.testing.assert_allclose(our_timesteps, their_timesteps, atol=2e-3)
+        for step, (mine, reference) in enumerate(zip(ours, theirs, strict=True)):
+            np.testing.assert_allclose(mine, reference, atol=1e-4 * max(1, np.abs(reference).max()), err_msg=f"{step}")
+
+    @pytest.mark.parametrize("num_steps", [1, 7, 20])
+    @pytest.mark.parametrize("spacing", SPACINGS)
+    @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+    @pytest.mark.parametrize("name", [name for name in CLASSES if name != "lcm"])
+    def test_trajectory(self, name, prediction_type, spacing, num_steps, monkeypatch):
+        if name == "euler_ancestral" and prediction_type == "sample":
+            pytest.skip("diffusers' Euler ancestral has no x_0 prediction")
+        self.compare(name, monkeypatch, prediction_type, num_steps, spacing=spacing)
+
+    @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+    @pytest.mark.parametrize("name", ["euler", "euler_ancestral", "ddim", "dpmpp_2m"])
+    def test_trajectory_from_zero_terminal_snr(self, name, prediction_type, monkeypatch):
+        if name == "euler_ancestral" and prediction_type == "sample":
+            pytest.skip("diffusers' Euler ancestral has no x_0 prediction")
+        self.compare(name, monkeypatch, prediction_type, 20, ZERO_TERMINAL, "trailing")
+
+    @pytest.mark.parametrize("spacing", SPACINGS)
+    @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m"])
+    def test_trajectory_with_karras_sigmas(self, name, spacing, monkeypatch):
+        self.compare(name, monkeypatch, "epsilon", 12, spacing=spacing, karras=True)
