@@ -59,16 +59,6 @@ class Keys:
         return _hash("text", caption, self.text_hash, self.dtype)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What ``build`` found and did: entries needed, and entries it had to make."""
-
-    pictures: int
-    pictures_encoded: int
-    captions: int
-    captions_encoded: int
-
-
 @dataclass
 class _Inputs:
     """What both building and reading start from."""
@@ -141,7 +131,7 @@ def build(
     rank: int = 0,
     ranks: int = 1,
     progress: bool = True,
-) -> Summary:
+) -> None:
     """Make every entry that training with ``config`` needs and that is not there; says what it did in the log.
 
     Both kinds are made unless only one of ``cache.latent`` and ``cache.text_embedding`` is asked for. Shards are the
@@ -157,20 +147,11 @@ def build(
         store.remove_leftovers()
         for path in store.remove_damaged():
             log.warning("cache: %s is damaged; it is made again", path)
-    summary = Summary(len(pictures), work.encode_pictures(pictures), len(captions), work.encode_captions(captions))
-    inputs.latents.save_index()
-    inputs.texts.save_index()
-    made = summary.pictures_encoded + summary.captions_encoded
-    log.info(
-        "cache %s: %d framed pictures and %d captions needed, %s",
-        config.cache.path,
-        summary.pictures,
-        summary.captions,
-        f"{summary.pictures_encoded} and {summary.captions_encoded} encoded now"
-        if made
-        else "all there: nothing to do",
-    )
-    return summary
+    made = work.encode_pictures(pictures), work.encode_captions(captions)
+    for store in (inputs.latents, inputs.texts):
+        store.save_index()
+    did = f"{made[0]} and {made[1]} encoded now" if any(made) else "all there: nothing to do"
+    log.info("cache %s: %d pictures and %d captions needed, %s", config.cache.path, len(pictures), len(captions), did)
 
 
 class _Work:

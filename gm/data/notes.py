@@ -32,9 +32,10 @@ class FileNotes:
         self._path = path
         self._changed = False
         try:
-            self._notes = json.loads(path.read_text(encoding="utf-8"))
+            notes = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self._notes = {}
+            notes = None
+        self._notes: dict[str, list] = notes if isinstance(notes, dict) else {}
 
     def remember(self, path: Path, what: str, compute: Callable[[Path], str]) -> str:
         """``compute(path)``, or what it gave when the file was the same; ``what`` names the kind of result."""

@@ -9,8 +9,17 @@ from PIL import Image, ImageOps
 
 from gm.data.buckets import Size
 
-TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 ORIENTATION_TAG = 0x0112
+TURNS = {  # what makes a picture of each EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TRANSPOSED = {TURNS[orientation] for orientation in (5, 6, 7, 8)}  # these swap height and width
 FILTER = "lanczos"
 
 
@@ -67,7 +76,7 @@ def picture_size(path: Path) -> Size:
     """Upright (height, width) from the header alone. Raises BadPictureError."""
     with _opened(path) as picture:
         width, height = picture.size
-        if picture.getexif().get(ORIENTATION_TAG) in TRANSPOSED:
+        if _turn(picture) in TRANSPOSED:
             width, height = height, width
     return height, width
 
@@ -76,7 +85,8 @@ def load(path: Path) -> Image.Image:
     """The upright RGB picture: EXIF orientation applied, alpha over white, 16 bits to 8. Raises BadPictureError."""
     with _opened(path) as picture:
         try:
-            return to_rgb(ImageOps.exif_transpose(picture))
+            turn = _turn(picture)
+            return to_rgb(picture if turn is None else picture.transpose(turn))
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise BadPictureError(f"broken picture: {error}") from None
 
@@ -118,6 +128,14 @@ def decode(path: Path, framing: Framing) -> np.ndarray:
     return apply(picture, framing)
 
 
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What a picture just opened needs to be upright, from its header."""
+    if picture.format == "TIFF":
+        return None  # Pillow turns these itself
+    # PNG's own getexif decodes all pixels to look for EXIF data behind them, where cameras do not put it.
+    return TURNS.get(Image.Image.getexif(picture).get(ORIENTATION_TAG))
+
+
 def _opened(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
@@ -128,5 +146,5 @@ def _opened(path: Path) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadPictureError(f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller") from None
     except (OSError, SyntaxError, ValueError) as error:
-        reason = "not a picture Pillow can read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise BadPictureError(reason) from None
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        raise BadPictureError("not a picture Pillow can read" if unknown else f"broken picture: {error}") from None

@@ -1,0 +1,316 @@
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gm.data import cache
+from gm.errors import SuiteError
+
+
+class Made:
+    """Which pictures and captions an encoder was asked for, each counted once however a batch was filled up."""
+
+    def __init__(self, encoders):
+        self.pictures, self.texts = set(), set()
+        encode_pictures, encode_text = encoders.encode_pictures, encoders.encode_text
+
+        def count_pictures(pictures):
+            self.pictures |= {picture.tobytes() for picture in pictures}
+            return encode_pictures(pictures)
+
+        def count_text(ids_1, ids_2):
+            self.texts |= {row.tobytes() for row in ids_1}
+            return encode_text(ids_1, ids_2)
+
+        encoders.encode_pictures, encoders.encode_text = count_pictures, count_text
+
+
+@pytest.fixture
+def build(config, make_encoders, tokenizers):
+    """Fill the cache; gives (pictures encoded, captions encoded)."""
+
+    def run(encoders=None, words=tokenizers):
+        encoders = encoders or make_encoders()
+        made = Made(encoders)
+        cache.build(config, encoders, words, progress=False)
+        return len(made.pictures), len(made.texts)
+
+    return run
+
+
+def files(folder):
+    """Everything that must not depend on how the cache came about."""
+    shards = [path for kind in ("latents", "texts") for path in (Path(folder) / kind).glob("*")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in shards}
+
+
+def test_touch_nothing_and_nothing_is_made(build, caplog):
+    caplog.set_level(logging.INFO)
+    assert build() == (10, 11)  # 9 different captions, one more of a picture with two, the empty one
+    assert build() == (0, 0)
+    assert "nothing to do" in caplog.text
+
+
+def test_what_comes_back_is_what_the_encoders_gave(config, build, encoders, tokenizers):
+    build()
+    opened = cache.open(config, None, encoders, tokenizers)
+    sample = opened.samples[4]
+    with Image.open(sample.picture_path) as picture:
+        pixels = np.asarray(picture.resize((32, 32), Image.Resampling.LANCZOS), np.float32) / 127.5 - 1
+    assert np.allclose(
+        opened.moments(sample, 0), encoders.encode_pictures(pixels.transpose(2, 0, 1)[None])[0], atol=1e-6
+    )
+    for caption in ("caption 4", "another caption 3", ""):
+        context, pooled = encoders.encode_text(*tokenizers.encode([caption]))
+        assert np.array_equal(opened.text(caption)[0], context[0])
+        assert np.array_equal(opened.text(caption)[1], pooled[0])
+
+
+def test_float16_keeps_three_digits(config, build, encoders, tokenizers):
+    build()
+    exact = cache.open(config, None, encoders, tokenizers)
+    config.cache.dtype = "fp16"
+    build()
+    half = cache.open(config, None, encoders, tokenizers)
+    for sample in exact.samples:
+        assert half.moments(sample, 0).dtype == np.float32
+        assert np.allclose(half.moments(sample, 0), exact.moments(sample, 0), rtol=1e-3, atol=1e-6)
+
+
+class TestExactlyTheAffectedEntries:
+    @pytest.fixture(autouse=True)
+    def built(self, build):
+        build()
+
+    def test_a_caption(self, build, pictures):
+        (pictures / "5.txt").write_text("something new")
+        assert build() == (0, 1)
+
+    def test_a_caption_another_picture_has_already(self, build, pictures):
+        (pictures / "5.txt").write_text("caption 6")
+        assert build() == (0, 0)
+
+    def test_pixels(self, build, pictures, draw_picture):
+        draw_picture(pictures / "5.png", seed=99)
+        assert build() == (1, 0)
+
+    def test_a_copied_picture(self, build, pictures):
+        shutil.copy(pictures / "5.png", pictures / "copy.png")
+        (pictures / "copy.txt").write_text("caption 5")
+        assert build() == (0, 0)
+
+    def test_a_picture_moved_to_another_name(self, build, pictures):
+        for suffix in (".png", ".txt"):
+            (pictures / f"5{suffix}").rename(pictures / f"renamed{suffix}")
+        assert build() == (0, 0)
+
+    def test_a_new_picture(self, build, pictures, draw_picture):
+        draw_picture(pictures / "new.png", seed=99)
+        (pictures / "new.txt").write_text("caption 5")
+        assert build() == (1, 0)
+
+    def test_the_resolution(self, build, config):
+        config.data.resolution = 40
+        assert build() == (10, 0)
+
+    def test_the_crop(self, build, config, pictures, draw_picture):
+        draw_picture(pictures / "5.png", seed=5, size=(64, 200))
+        assert build() == (1, 0)
+        config.data.crop = "random"
+        assert build() == (1, 0)  # the other ones are square: nothing of them is cropped
+
+    def test_flips(self, build, config):
+        config.data.random_flip = True
+        config.cache.variants = 12
+        assert build() == (10, 0)  # the unflipped ones are there
+        assert build() == (0, 0)
+
+    def test_the_autoencoder(self, build, make_encoders):
+        assert build(make_encoders(picture_hash="another vae")) == (10, 0)
+
+    def test_the_text_encoders(self, build, make_encoders):
+        assert build(make_encoders(text_hash="another clip")) == (0, 11)
+
+    def test_the_tokenizer(self, build, tokenizers):
+        tokenizers.hash = "other words"
+        assert build(words=tokenizers) == (0, 11)
+
+    def test_the_precision(self, build, config):
+        config.cache.dtype = "fp16"
+        assert build() == (10, 11)
+
+    def test_the_seed_where_nothing_is_random(self, build, config):
+        config.train.seed = 1
+        assert build() == (0, 0)
+
+    def test_the_batch_size(self, build, config):
+        config.data.per_batch_size = 7
+        config.data.num_parallel_workers = 1
+        assert build() == (0, 0)
+
+
+def test_variants_are_as_many_framings(config, build, encoders, tokenizers, pictures, draw_picture):
+    draw_picture(pictures / "5.png", seed=5, size=(64, 400))
+    config.data.crop, config.cache.variants = "random", 3
+    build()
+    opened = cache.open(config, None, encoders, tokenizers)
+    sample = next(sample for sample in opened.samples if sample.id == "5.png")
+    lefts = [opened.framing(sample, epoch).left for epoch in range(6)]
+    assert lefts[:3] == lefts[3:]
+    assert len(set(lefts)) == 3
+    assert np.array_equal(opened.moments(sample, 1), opened.moments(sample, 4))
+    assert not np.array_equal(opened.moments(sample, 0), opened.moments(sample, 1))
+
+
+def test_training_refuses_a_cache_that_lacks_a_caption_and_names_it(config, build, pictures, encoders, tokenizers):
+    build()
+    (pictures / "5.txt").write_text("new words")
+    with pytest.raises(SuiteError, match=r"lacks 1 of 11 states of captions \('new words'\).*--task cache"):
+        cache.open(config, None, encoders, tokenizers)
+
+
+def test_training_refuses_a_cache_that_lacks_a_picture_and_names_it(
+    config, build, pictures, encoders, tokenizers, draw_picture
+):
+    build()
+    draw_picture(pictures / "5.png", seed=77)
+    with pytest.raises(SuiteError, match=r"lacks 1 of 10 latents of pictures \(5.png\).*--task cache"):
+        cache.open(config, None, encoders, tokenizers)
+
+
+def test_training_refuses_a_cache_that_is_not_there(config, encoders, tokenizers):
+    with pytest.raises(SuiteError, match=r"lacks 10 of 10 latents of pictures \(0.png, 1.png, 2.png and 7 more\)"):
+        cache.open(config, None, encoders, tokenizers)
+
+
+def test_a_damaged_shard_is_told_and_only_it_is_made_again(config, build, encoders, tokenizers):
+    build()
+    before = files(config.cache.path)
+    shard = next(Path(config.cache.path, "latents").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(SuiteError, match=f"{shard.name} is damaged"):
+        cache.open(config, None, encoders, tokenizers)
+    assert build() == (10, 0)
+    assert files(config.cache.path) == before
+
+
+@pytest.mark.parametrize(("value", "remedy"), [(np.nan, "check the weights"), (1e6, "--cache_dtype fp32")])
+def test_values_that_are_no_numbers_never_get_in(config, encoders, tokenizers, value, remedy):
+    config.cache.dtype = "fp16"
+    encode = encoders.encode_pictures
+    encoders.encode_pictures = lambda pictures: (
+        np.where(np.arange(len(pictures)) == 2, value, 1)[:, None, None, None] * encode(pictures)
+    )
+    with pytest.raises(SuiteError, match=rf"picture \d\.png .*{remedy}"):
+        cache.build(config, encoders, tokenizers, progress=False)
+    assert not list(Path(config.cache.path).glob("latents/*"))
+
+
+@pytest.fixture
+def truncated(pictures):
+    """A picture whose header is good and whose pixels are not."""
+    Image.effect_noise((64, 64), 50).save(pictures / "bad.png")
+    (pictures / "bad.png").write_bytes((pictures / "bad.png").read_bytes()[:-900])
+    (pictures / "bad.txt").write_text("caption 1")
+
+
+@pytest.mark.usefixtures("truncated")
+def test_pictures_that_break_while_decoding_stop_the_cache(build):
+    with pytest.raises(SuiteError, match=r"broken pictures: bad.png \(broken picture: .*--on_bad_sample skip"):
+        build()
+
+
+@pytest.mark.usefixtures("truncated")
+def test_pictures_that_break_while_decoding_are_left_out_when_asked_for(config, build, encoders, tokenizers):
+    config.data.on_bad_sample = "skip"
+    assert build() == (10, 11)
+    assert build() == (0, 0)
+    assert [sample.id for sample in cache.open(config, None, encoders, tokenizers).samples] == [
+        f"{index}.png" for index in range(10)
+    ]
+    config.data.on_bad_sample = "error"
+    with pytest.raises(SuiteError, match=r"bad.png"):
+        cache.open(config, None, encoders, tokenizers)
+
+
+def test_ranks_share_the_work_and_end_with_the_same_bytes(config, tmp_path, make_encoders, tokenizers, monkeypatch):
+    monkeypatch.setattr(cache, "SHARD_ENTRIES", 2)
+    cache.build(config, make_encoders(), tokenizers, progress=False)
+    alone = files(config.cache.path)
+    config.cache.path = str(tmp_path / "shared")
+    counts = []
+    for rank in range(3):
+        made = Made(encoders := make_encoders())
+        cache.build(config, encoders, tokenizers, rank, 3, progress=False)
+        counts.append(len(made.pictures))
+    assert sum(counts) == 10
+    assert files(config.cache.path) == alone
+
+
+SLOW_BUILD = """
+import importlib.util, sys, time
+spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
+fakes = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fakes)
+from gm.config import Config
+from gm.data import cache
+
+class Slow(fakes.FakeEncoders):
+    def encode_pictures(self, pictures):
+        time.sleep(float(sys.argv[4]))
+        return super().encode_pictures(pictures)
+
+    def encode_text(self, ids_1, ids_2):
+        time.sleep(float(sys.argv[4]))
+        return super().encode_text(ids_1, ids_2)
+
+cache.SHARD_ENTRIES = 2
+config = Config()
+config.data.path, config.cache.path, config.data.resolution = sys.argv[2], sys.argv[3], 32
+cache.build(config, Slow(), fakes.FakeTokenizers(), progress=False)
+"""
+
+
+def start_build(pictures, folder, pause=0.0):
+    fakes = Path(__file__).with_name("conftest.py")
+    root = Path(cache.__file__).parents[2]
+    command = [sys.executable, "-c", SLOW_BUILD, str(fakes), str(pictures), str(folder), str(pause)]
+    return subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(pictures, tmp_path):
+    assert start_build(pictures, tmp_path / "whole").wait() == 0
+    whole = files(tmp_path / "whole")
+    assert len(whole) == 5 + 6 + 2
+    for shards in (1, 4, 7):
+        process = start_build(pictures, tmp_path / "killed", pause=0.05)
+        while len(list((tmp_path / "killed").glob("*/*.safetensors"))) < shards:
+            assert process.poll() is None
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert files(tmp_path / "killed") != whole
+    assert start_build(pictures, tmp_path / "killed").wait() == 0
+    assert files(tmp_path / "killed") == whole
+
+
+def test_two_processes_may_fill_one_folder_at_once(pictures, tmp_path):
+    assert start_build(pictures, tmp_path / "whole").wait() == 0
+    both = [start_build(pictures, tmp_path / "both", pause=0.02) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert files(tmp_path / "both") == files(tmp_path / "whole")
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(config, encoders, tokenizers, tmp_path):
+    (tmp_path / "file").write_text("")
+    config.cache.path = str(tmp_path / "file")
+    with pytest.raises((SuiteError, OSError)):
+        cache.build(config, encoders, tokenizers, progress=False)

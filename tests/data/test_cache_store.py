@@ -1,0 +1,100 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from gm.data.cache_store import INDEX, ShardStore
+from gm.errors import SuiteError
+
+
+def entry(seed):
+    return {"a": np.full((2, 3), seed, np.float16), "b": np.arange(seed, dtype=np.float32)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    store = ShardStore(tmp_path / "store")
+    store.write("one", {"aa": entry(1), "bb": entry(2)})
+    store.write("two", {"cc": entry(3)}, refused={"dd": "broken"})
+    store.save_index()
+    return tmp_path / "store"
+
+
+def read_both(store):
+    store.read("aa")
+    store.read("bb")
+
+
+def assert_whole(store):
+    assert sorted(store.keys()) == ["aa", "bb", "cc"]
+    assert store.refused == {"dd": "broken"}
+    for key, seed in (("aa", 1), ("bb", 2), ("cc", 3)):
+        found = store.read(key)
+        assert found.keys() == {"a", "b"}
+        assert all(
+            np.array_equal(found[name], value) and found[name].dtype == value.dtype
+            for name, value in entry(seed).items()
+        )
+
+
+def test_what_was_written_is_read(folder):
+    assert_whole(ShardStore(folder))
+
+
+def test_the_same_entries_are_the_same_bytes(folder, tmp_path):
+    store = ShardStore(tmp_path / "again")
+    store.write("two", {"cc": entry(3)}, refused={"dd": "broken"})
+    store.write("one", {"bb": entry(2), "aa": entry(1)})
+    store.save_index()
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"one": 3}', "{}"])
+def test_the_index_is_rebuilt_from_the_shards(folder, content):
+    before = (folder / INDEX).read_bytes()
+    (folder / INDEX).unlink() if content is None else (folder / INDEX).write_text(content)
+    store = ShardStore(folder)
+    assert_whole(store)
+    store.save_index()
+    assert (folder / INDEX).read_bytes() == before
+
+
+def test_an_index_does_not_stand_for_shards_that_are_gone(folder):
+    next(folder.glob("one-*")).unlink()
+    store = ShardStore(folder)
+    assert list(store.keys()) == ["cc"]
+    store.save_index()
+    assert len(json.loads((folder / INDEX).read_text())) == 1
+
+
+def test_a_truncated_shard_is_told_and_removed_on_request(folder):
+    shard = next(folder.glob("one-*"))
+    shard.write_bytes(shard.read_bytes()[:-5])
+    store = ShardStore(folder)
+    assert store.damaged == [shard]
+    assert list(store.keys()) == ["cc"]
+    assert store.remove_damaged() == [shard]
+    assert not shard.exists()
+
+
+@pytest.mark.parametrize("place", [-1, 3, 300])
+def test_a_flipped_bit_is_told_on_reading(folder, place):
+    shard = next(folder.glob("one-*"))
+    content = bytearray(shard.read_bytes())
+    content[place] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(SuiteError, match=r"one-\w+\.safetensors is damaged: remove it and run --task cache again"):
+        read_both(ShardStore(folder))
+
+
+def test_temporary_files_of_the_dead_are_removed_and_of_the_living_kept(folder):
+    dead, living = folder / ".x.safetensors.999999999.tmp", folder / f".x.safetensors.{os.getpid()}.tmp"
+    for path in (dead, living):
+        path.write_bytes(b"half")
+    store = ShardStore(folder)
+    store.remove_leftovers()
+    assert not dead.exists()
+    assert living.exists()
+    assert_whole(store)

@@ -1,0 +1,148 @@
+import json
+
+import pytest
+
+from gm.data.folder import inspect, scan
+from gm.errors import SuiteError
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def picture(root, draw_picture):
+    return lambda name, **options: draw_picture(root / name, **options)
+
+
+def captions(root, **options):
+    return {sample.id: sample.captions for sample in scan(root, **options)}
+
+
+def test_text_files_beside_pictures_in_nested_folders(root, picture):
+    for name in ("b.png", "a.png", "deep/er/a.jpg"):
+        picture(name).with_suffix(".txt").write_text(f"\ufeffcaption of {name}\n\nsecond line\n", encoding="utf-8")
+    found = scan(root)
+    assert [sample.id for sample in found] == ["a.png", "b.png", "deep/er/a.jpg"]
+    assert found[2].captions == ("caption of deep/er/a.jpg", "second line")
+    assert found[0].size == (64, 64)
+
+
+def test_metadata_jsonl_counts_below_its_folder(root, picture):
+    for name in ("a.png", "x/b.png", "x/y/c.png"):
+        picture(name)
+    (root / "x" / "metadata.jsonl").write_text(
+        '{"file_name": "b.png", "text": "bee"}\n\n{"file_name": "y/c.png", "text": ["sea", "see"]}\n'
+    )
+    (root / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "ay"}))
+    assert captions(root) == {"a.png": ("ay",), "x/b.png": ("bee",), "x/y/c.png": ("sea", "see")}
+
+
+def test_metadata_csv_with_commas_quotes_and_several_rows(root, picture):
+    picture("a.png")
+    (root / "metadata.csv").write_text('file_name,text\na.png,"one, two"\na.png,"say ""x"""\n')
+    assert captions(root) == {"a.png": ("one, two", 'say "x"')}
+
+
+def test_csv_of_mindone(root, picture):
+    picture("x/a.jpg")
+    picture("b.jpg")
+    (root / "whatever.csv").write_text("dir,text\nx/a.jpg,ay\nb.jpg,bee\n")
+    assert captions(root) == {"b.jpg": ("bee",), "x/a.jpg": ("ay",)}
+
+
+def test_missing_captions_are_all_told_at_once(root, picture, tmp_path):
+    for index in range(5):
+        picture(f"{index}.png")
+    (root / "0.txt").write_text("here")
+    (root / "1.txt").write_text("  \n")
+    with pytest.raises(SuiteError) as error:
+        scan(root, report=tmp_path / "report.txt")
+    message = str(error.value)
+    assert "4 of 5" in message
+    assert "1.png (no caption), 2.png (no caption), 3.png (no caption) and 1 more" in message
+    assert "--missing_caption" in message
+    assert "\n" not in message
+    assert [line.split("\t")[0] for line in (tmp_path / "report.txt").read_text().splitlines()] == [
+        f"{index}.png" for index in range(1, 5)
+    ]
+
+
+def test_an_empty_csv_cell_is_a_missing_caption_and_never_the_word_nan(root, picture):
+    picture("a.png")
+    (root / "metadata.csv").write_text("file_name,text\na.png,\n")
+    with pytest.raises(SuiteError, match="no caption"):
+        scan(root)
+
+
+def test_missing_captions_may_be_empty_or_the_file_name(root, picture):
+    picture("x/a_red_fox.png")
+    assert captions(root, missing_caption="empty") == {"x/a_red_fox.png": ("",)}
+    assert captions(root, missing_caption="filename") == {"x/a_red_fox.png": ("a red fox",)}
+
+
+def test_listed_pictures_that_are_not_there_are_told(root, picture):
+    picture("a.png")
+    (root / "metadata.csv").write_text("file_name,text\na.png,ay\ngone.png,bee\n")
+    with pytest.raises(SuiteError, match=r"gone.png \(listed in metadata.csv but not there\)"):
+        scan(root)
+
+
+def test_broken_pictures_are_left_out_when_few_and_asked_for(root, picture):
+    for index in range(3):
+        picture(f"{index}.png")
+    (root / "broken.png").write_bytes(b"oops")
+    options = {"missing_caption": "filename"}
+    with pytest.raises(SuiteError, match=r"broken.png \(not a picture"):
+        scan(root, **options)
+    assert len(scan(root, on_bad_sample="skip", **options)) == 3
+
+
+def test_too_many_broken_pictures_are_never_skipped(root, picture):
+    picture("good.png")
+    for index in range(4):
+        (root / f"{index}.png").write_bytes(b"oops")
+    with pytest.raises(SuiteError, match="too many to skip"):
+        scan(root, missing_caption="empty", on_bad_sample="skip")
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    with pytest.raises(SuiteError, match="no pictures in"):
+        scan(tmp_path)
+    with pytest.raises(SuiteError, match="no folder"):
+        scan(tmp_path / "nowhere")
+    with pytest.raises(SuiteError, match="--data_path"):
+        scan("")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("metadata.jsonl", '{"file_name": "a.png"', "line 1 is not JSON"),
+        ("metadata.jsonl", '{"image": "a.png", "text": "x"}', "line 1: write"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": 3}', "line 1: write"),
+        ("metadata.csv", "image,caption\na.png,x\n", "has the columns image, caption"),
+        ("some.csv", "", "has the columns nothing"),
+    ],
+)
+def test_broken_lists_are_told_with_their_line(root, picture, name, text, told):
+    picture("a.png")
+    (root / name).write_text(text)
+    with pytest.raises(SuiteError, match=told):
+        scan(root)
+
+
+def test_captions_that_are_not_utf8_are_told(root, picture):
+    picture("a.png").with_suffix(".txt").write_bytes(b"caf\xe9")
+    with pytest.raises(SuiteError, match=r"a.txt is not UTF-8"):
+        scan(root)
+
+
+def test_hidden_files_and_folders_are_left_alone(root, picture):
+    picture("a.png")
+    picture(".trash/b.png")
+    picture("._a.png")
+    samples, problems = inspect(root, "empty")
+    assert [sample.id for sample in samples] == ["a.png"]
+    assert problems == []
