@@ -1,9 +1,11 @@
 """Where values come from: the schema's defaults, YAML files that inherit, and the command line, which wins."""
 
 import difflib
+import functools
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gm.config.schema import ALIASES, DOOR_SECTIONS, SETTINGS, VALUE_ALIASES, Config, Setting
+from gm.config.schema import ALIASES, DOOR_SECTIONS, SETTINGS, VALUE_ALIASES, Config, Setting, escape
 from gm.errors import UsageError
 
 BASE_KEY = "_base_"
@@ -148,8 +150,11 @@ def read_file(path: str, chain: tuple[Path, ...] = ()) -> tuple[Any, dict[str, G
     if not OmegaConf.is_dict(tree):
         raise UsageError(f"{path} must hold sections such as data: and optim:")
     bases = tree.pop(BASE_KEY, None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if OmegaConf.is_dict(bases) or not all(isinstance(base, str) for base in bases):
+        raise UsageError(f"{BASE_KEY} in {path} must be the name of a YAML file or a list of names")
     merged, given = OmegaConf.create({}), {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         base_tree, base_given = read_file(os.path.normpath(file.parent / base), (*chain, file.resolve()))
         merged, given = OmegaConf.merge(merged, base_tree), given | base_given
     own = OmegaConf.create({})
@@ -183,7 +188,8 @@ def convert(known: Setting, given: Given) -> Any:
         UsageError: wrong type, not among the choices, out of bounds.
     """
     value = given.value
-    wrong = UsageError(f"{given.where} takes {known.expected}, not {value!r}")
+    hint = nearest(str(value), map(str, known.properties.get("choices", ())))
+    wrong = UsageError(f"{given.where} takes {known.expected}, not {value!r}{hint}")
     if isinstance(value, str) and known.optional and value.lower() in ("none", "null", ""):
         value = None
     if value is None and known.optional:
@@ -196,10 +202,9 @@ def convert(known: Setting, given: Given) -> Any:
     value = VALUE_ALIASES.get((known.path, value), value) if isinstance(value, str) else value
     if isinstance(value, bool) or (known.type is str and not isinstance(value, (str, int, float))):
         raise wrong
-    scratch = OmegaConf.structured(Config)
+    scratch = _typed_tree()
     try:
-        escaped = value.replace("${", "\\${") if isinstance(value, str) else value
-        OmegaConf.update(scratch, known.path, escaped)
+        OmegaConf.update(scratch, known.path, escape(value) if isinstance(value, str) else value)
         value = OmegaConf.select(scratch, known.path)
     except OmegaConfBaseException:
         raise wrong from None
@@ -208,10 +213,18 @@ def convert(known: Setting, given: Given) -> Any:
     return value
 
 
+@functools.cache
+def _typed_tree() -> Any:
+    """OmegaConf's view of the schema, which converts what is put into it."""
+    return OmegaConf.structured(Config)
+
+
 def _within(value: Any, properties: Mapping[str, Any]) -> bool:
     choices = properties.get("choices")
     if choices:
         return value in choices
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     return (
         ("at_least" not in properties or value >= properties["at_least"])
         and ("above" not in properties or value > properties["above"])
@@ -227,20 +240,29 @@ def resolve(line: CommandLine, defaults: Mapping[str, Any] | None = None) -> tup
     Returns:
         The configuration, and the origin of every value that is not the schema's default, by path.
     """
+    tree = OmegaConf.create(asdict(Config()))
     given = {key_path(key, key): Given(value, key, "default") for key, value in (defaults or {}).items()}
+    _put(tree, given)
     for file in line.configs:
-        tree, from_file = read_file(file)
-        for path, item in from_file.items():
-            try:
-                item.value = OmegaConf.select(tree, path)
-            except OmegaConfBaseException as error:
-                raise UsageError(f"{item.where}: {str(error).splitlines()[0]}") from None
-            if OmegaConf.is_config(item.value):
-                item.value = OmegaConf.to_container(item.value)
+        file_tree, from_file = read_file(file)
+        tree = OmegaConf.merge(tree, file_tree)
         given |= from_file
+    _put(tree, line.given)
     given |= line.given
     config = Config()
     for path, item in given.items():
+        try:
+            item.value = OmegaConf.select(tree, path)
+        except OmegaConfBaseException as error:
+            raise UsageError(f"{item.where}: {str(error).splitlines()[0]}") from None
+        if OmegaConf.is_config(item.value):
+            item.value = OmegaConf.to_container(item.value)
         section, _, leaf = path.rpartition(".")
         setattr(getattr(config, section) if section else config, leaf, convert(SETTINGS[path], item))
     return config, {path: item.origin for path, item in given.items()}
+
+
+def _put(tree: Any, given: Mapping[str, Given]) -> None:
+    """Lay plain values into an OmegaConf tree."""
+    for path, item in given.items():
+        OmegaConf.update(tree, path, escape(item.value) if isinstance(item.value, str) else item.value)

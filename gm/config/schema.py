@@ -4,7 +4,7 @@ A setting ``section.leaf`` is a key of the YAML files, ``section.leaf=value`` on
 the leaf's name unless ``flag`` says otherwise. ``--help`` and ``docs/configuration.md`` are made from this file.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -213,7 +213,13 @@ class Config:
         """This configuration as YAML that ``load(["--config", file])`` reads back to an equal one."""
         from omegaconf import OmegaConf
 
-        return OmegaConf.to_yaml(OmegaConf.structured(self))
+        plain = asdict(self, dict_factory=lambda items: {k: escape(v) if isinstance(v, str) else v for k, v in items})
+        return OmegaConf.to_yaml(OmegaConf.create(plain))
+
+
+def escape(text: str) -> str:
+    """Keep OmegaConf from taking ``${...}`` in a plain text for a reference to another value."""
+    return text.replace("${", "\\${")
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def markdown_table() -> str:
                 meaning += "; **not in this release**"
             if other_names(setting):
                 meaning += "; also " + ", ".join(f"`{name}`" for name in other_names(setting))
-            value = setting.properties.get("unit") or setting.expected
+            value = ", ".join(filter(None, (setting.expected, setting.properties.get("unit"))))
             cells = (f"`--{setting.flag}`", f"`{setting.path}`", value, f"`{shown(setting.default)}`", meaning)
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")

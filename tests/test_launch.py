@@ -1,0 +1,177 @@
+"""MindSpore made ready: the right device and mode, what is missing told in one line, one line in the log."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from gm import launch
+from gm.config.schema import LaunchConfig
+from gm.errors import SuiteError, UsageError
+from gm.launch import Device, start
+
+# What start() does lasts as long as the process, so the real one runs in a process of its own.
+PROBE = """
+import json, logging, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+from gm.config.schema import LaunchConfig
+from gm.launch import start
+device = start(LaunchConfig(**json.loads(sys.argv[1])))
+import mindspore as ms
+mode = {ms.GRAPH_MODE: "graph", ms.PYNATIVE_MODE: "pynative"}[ms.get_context("mode")]
+print(json.dumps([device.target, device.rank, device.size, ms.get_context("device_target"), mode,
+                  ms.get_context("deterministic")]))
+"""
+
+
+def started(**settings):
+    environment = {name: value for name, value in os.environ.items() if name not in launch.PROCESS_COUNT_VARIABLES}
+    return subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(settings)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def test_a_real_start_on_the_cpu_in_graph_mode():
+    done = started(device_target="CPU", max_device_memory="59GB", threads=2)
+    assert json.loads(done.stdout) == ["CPU", 0, 1, "CPU", "graph", "ON"]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("device ")]
+    assert len(lines) == 1
+    assert all(word in lines[0] for word in ("CPU", "graph mode", "MindSpore 2.", "numpy 1.", "59GB does not apply"))
+    assert "deprecat" not in done.stderr.lower().replace("deprecationwarning: getname", "")
+
+
+def test_a_real_start_in_pynative_mode():
+    done = started(device_target="CPU", ms_mode=1, deterministic=False)
+    assert json.loads(done.stdout) == ["CPU", 0, 1, "CPU", "pynative", "OFF"]
+
+
+class FakeMindSpore:
+    """Notes what it is told; ``ascend`` says whether Ascend can be loaded."""
+
+    GRAPH_MODE, PYNATIVE_MODE = 0, 1
+
+    def __init__(self, ascend: bool, version: str = "2.9.0", failure: str = ""):
+        self.calls = []
+        self.failure = failure
+        self.__version__ = version
+        self.runtime = SimpleNamespace(set_memory=lambda **limits: self.calls.append(("memory", limits)))
+        self.device_context = SimpleNamespace(
+            ascend=SimpleNamespace(is_available=lambda: ascend),
+            cpu=SimpleNamespace(op_tuning=SimpleNamespace(threads_num=lambda n: self.calls.append(("threads", n)))),
+        )
+
+    def set_device(self, *device):
+        if self.failure:
+            raise RuntimeError(self.failure)
+        self.calls.append(("device", *device))
+
+    def set_context(self, **context):
+        self.calls.append(("context", context))
+
+    def set_deterministic(self, on):
+        self.calls.append(("deterministic", on))
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    for variable in (*launch.PROCESS_COUNT_VARIABLES, "DEVICE_ID"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def install(**kind) -> FakeMindSpore:
+        mindspore = FakeMindSpore(**kind)
+        monkeypatch.setitem(sys.modules, "mindspore", mindspore)
+        return mindspore
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ascend", "target"),
+    [
+        ("auto", True, "Ascend"),
+        ("auto", False, "CPU"),
+        ("Ascend", True, "Ascend"),
+        ("CPU", True, "CPU"),
+        ("CPU", False, "CPU"),
+    ],
+)
+def test_which_device_is_taken(fake, wanted, ascend, target):
+    mindspore = fake(ascend=ascend)
+    assert start(LaunchConfig(device_target=wanted)) == Device(target, rank=0, size=1)
+    assert mindspore.calls[0] == (("device", "Ascend", 0) if target == "Ascend" else ("device", "CPU"))
+
+
+def test_device_id_chooses_the_card(fake, monkeypatch):
+    mindspore = fake(ascend=True)
+    monkeypatch.setenv("DEVICE_ID", "5")
+    start(LaunchConfig())
+    assert ("device", "Ascend", 5) in mindspore.calls
+
+
+def test_memory_is_limited_on_ascend_only(fake):
+    on_ascend, limit = fake(ascend=True), LaunchConfig(max_device_memory="59 gb")
+    start(limit)
+    assert ("memory", {"max_size": "59GB"}) in on_ascend.calls
+    on_cpu = fake(ascend=False)
+    start(limit)
+    assert "memory" not in [name for name, *_ in on_cpu.calls]
+
+
+def test_a_senseless_memory_limit_is_refused(fake):
+    fake(ascend=True)
+    with pytest.raises(UsageError, match="--max_device_memory"):
+        start(LaunchConfig(max_device_memory="plenty"))
+
+
+def test_a_missing_device_is_one_line_with_a_remedy(fake):
+    fake(ascend=False)
+    with pytest.raises(SuiteError, match=r"^--device_target Ascend: .*--device_target CPU$"):
+        start(LaunchConfig(device_target="Ascend"))
+
+
+def test_a_device_that_fails_is_one_line(fake):
+    fake(ascend=True, failure="card 0 is busy\n\nC++ call stack\n...")
+    with pytest.raises(SuiteError, match=r"^device Ascend cannot be set up: card 0 is busy$"):
+        start(LaunchConfig())
+
+
+def test_numpy_2_is_refused_before_it_breaks_something(fake, monkeypatch):
+    fake(ascend=False)
+    monkeypatch.setattr("numpy.__version__", "2.1.0")
+    with pytest.raises(SuiteError, match=r"numpy 2\.1\.0 .*pip install 'numpy<2'"):
+        start(LaunchConfig())
+
+
+def test_a_missing_mindspore_is_one_line(fake, monkeypatch):
+    fake(ascend=False)
+    monkeypatch.setitem(sys.modules, "mindspore", None)
+    with pytest.raises(SuiteError, match=r"MindSpore cannot be imported .*pip install"):
+        start(LaunchConfig())
+
+
+@pytest.mark.parametrize(
+    ("version", "warns"), [("2.7.1", True), ("2.8.0", False), ("2.10.0", False), ("2.11.0rc1", True)]
+)
+def test_an_untested_release_is_said_but_taken(fake, caplog, version, warns):
+    fake(ascend=False, version=version)
+    with caplog.at_level(logging.INFO, logger="gm.launch"):
+        start(LaunchConfig())
+    assert any(record.levelno == logging.WARNING for record in caplog.records) is warns
+
+
+@pytest.mark.parametrize("variable", launch.PROCESS_COUNT_VARIABLES)
+def test_several_processes_are_refused_rather_than_trained_side_by_side(fake, monkeypatch, variable):
+    fake(ascend=False)
+    monkeypatch.setenv(variable, "8")
+    with pytest.raises(SuiteError, match=f"8 processes .*{variable}=8"):
+        start(LaunchConfig())
+    monkeypatch.setenv(variable, "1")
+    start(LaunchConfig())
