@@ -102,7 +102,8 @@ watch_over() { # what command...
     set +m
     while kill -0 "$child" 2>/dev/null; do
         elapsed=$((SECONDS - started))
-        last=$(tail -n 1 "$log" 2>/dev/null | tr -d '\r' | cut -c1-70) || last=""
+        last=$(grep -E '^ *(Collecting|Downloading|Using cached|Building|Installing)' "$log" | tail -n 1 | cut -c1-70) ||
+            last=""
         if [ -t 1 ]; then
             printf '\r\033[Ksetup: %s, %d s  %s' "$what" "$elapsed" "$last"
         elif [ $((elapsed - shown)) -ge 20 ]; then
@@ -206,7 +207,7 @@ elif ! fits "$python" >/dev/null 2>&1; then
 fi
 
 gigabytes=1
-[ -z "$fresh" ] || gigabytes=4
+[ -z "$fresh" ] || gigabytes=5 # 3 installed, and while it is being installed the archives
 case $extras in *reference*) gigabytes=$((gigabytes + 2)) ;; esac
 check_space "$gigabytes"
 

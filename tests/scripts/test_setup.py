@@ -166,7 +166,7 @@ def test_full_disk_is_told_before_anything_is_written(sandbox):
     sandbox.put("df", "#!/bin/sh\necho Filesystem blocks used free\necho /dev/a 9000000 8000000 1000000 90% /\n")
     result = sandbox.run()
     assert result.returncode == 1
-    assert one_line(result, "4 GB needed", "976 MB free")
+    assert one_line(result, "5 GB needed", "976 MB free")
     assert not (sandbox.project / ".venv").exists()
 
 
