@@ -382,8 +382,14 @@ def test_task_cache_turns_both_parts_on_and_says_so(capsys):
 
 @pytest.mark.parametrize("path", NOT_IN_THIS_RELEASE)
 def test_what_this_release_does_not_run_is_refused_not_ignored(path):
-    assert "not in this release" in message(*DATA, f"{path}={another_value(path)}")
-    assert get(Config(), path) == NOT_IN_THIS_RELEASE[path]
+    setting, runs = SETTINGS[path], NOT_IN_THIS_RELEASE[path]
+    choices = [str(choice) for choice in setting.properties.get("choices", ()) if choice not in runs]
+    for value in choices or [another_value(path)]:
+        told = message(*DATA, f"{path}={value}")
+        assert told == f"--{setting.flag} {value} is not in this release: leave it at {' or '.join(map(str, runs))}"
+    for value in runs:
+        assert get(read(f"{path}={value}"), path) == value
+    assert setting.default in runs
 
 
 @pytest.mark.parametrize(("text", "gigabytes"), [("59GB", 59), ("59 gb", 59), ("7.5GB", 7.5)])

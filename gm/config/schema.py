@@ -303,11 +303,12 @@ VALUE_ALIASES: dict[tuple[str, str], str] = {
     ("launch.precision", "no"): "fp32",  # diffusers
 }
 
-# Settings that parse but do not run in this release: any other value than this one is refused. Delete a row to open it.
-NOT_IN_THIS_RELEASE: dict[str, Any] = {
-    "launch.precision": "fp32",
-    "launch.param_fp16": False,
-    "launch.is_parallel": False,
-    "launch.data_sink": False,
-    "launch.sink_size": 1000,
+# Settings that parse but of which this release runs these values only; others are refused. Delete a row to open it.
+NOT_IN_THIS_RELEASE: dict[str, tuple[Any, ...]] = {
+    "model.attention": ("auto", "math"),
+    "launch.precision": ("fp32",),
+    "launch.param_fp16": (False,),
+    "launch.is_parallel": (False,),
+    "launch.data_sink": (False,),
+    "launch.sink_size": (1000,),
 }

@@ -47,6 +47,11 @@ def other_names(setting: Setting) -> list[str]:
     return [name if "." in name else f"--{name}" for name, path in ALIASES.items() if path == setting.path]
 
 
+def only_in_this_release(setting: Setting) -> str:
+    """What is said of a setting of which this release does not run every value."""
+    return f"this release: {' or '.join(shown(value) for value in NOT_IN_THIS_RELEASE[setting.path])} only"
+
+
 def help_text(door: str, usage: str) -> str:
     """The text of ``--help``: the settings of a door, by section, with defaults."""
     lines = [usage.strip(), "", COMMON]
@@ -56,7 +61,7 @@ def help_text(door: str, usage: str) -> str:
             if setting.section != section:
                 continue
             unit = f" [{setting.properties['unit']}]" if "unit" in setting.properties else ""
-            absent = "; not in this release" if setting.path in NOT_IN_THIS_RELEASE else ""
+            absent = f"; {only_in_this_release(setting)}" if setting.path in NOT_IN_THIS_RELEASE else ""
             meaning = f"{setting.properties['help']}{unit} (default {shown(setting.default)}{absent})"
             head = f"  --{setting.flag} {kind(setting)}"
             if len(head) >= HELP_COLUMN:
@@ -89,7 +94,7 @@ def markdown_table() -> str:
                 continue
             meaning = setting.properties["help"]
             if setting.path in NOT_IN_THIS_RELEASE:
-                meaning += "; **not in this release**"
+                meaning += f"; **{only_in_this_release(setting)}**"
             if other_names(setting):
                 meaning += "; also " + ", ".join(f"`{name}`" for name in other_names(setting))
             value = ", ".join(filter(None, (setting.expected, setting.properties.get("unit"))))

@@ -39,9 +39,12 @@ def validate(config: Config, door: str = "train") -> None:
     Raises:
         UsageError: naming the flags and the remedy.
     """
-    for path, only in NOT_IN_THIS_RELEASE.items():
-        if get(config, path) != only:
-            raise UsageError(f"--{SETTINGS[path].flag} {get(config, path)} is not in this release: leave it at {only}")
+    for path, values in NOT_IN_THIS_RELEASE.items():
+        if get(config, path) not in values:
+            remedy = " or ".join(map(str, values))
+            raise UsageError(
+                f"--{SETTINGS[path].flag} {get(config, path)} is not in this release: leave it at {remedy}"
+            )
     if config.launch.max_device_memory is not None:
         memory_in_gigabytes(config.launch.max_device_memory)
     _validate_diffusion(config)
