@@ -121,7 +121,7 @@ def draw_card(page: Image.Image, left: int, top: int, item: Item) -> None:
     for column, (when, picture) in enumerate(item.pictures.items()):
         x, y = left + column * (SIDE + GAP), top + LABEL + 12
         page.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, y))
-        draw_badge(pen, x + SIDE - 10, y + SIDE - 10, item.verdicts[when]["matched"])
+        draw_badge(pen, x + SIDE - 22, y + SIDE - 22, item.verdicts[when]["matched"])
 
 
 def draw_grid(items: Sequence[Item]) -> Image.Image:
