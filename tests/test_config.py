@@ -308,7 +308,7 @@ def test_an_empty_file_and_an_empty_section_change_nothing(yaml):
         ("--clip_grad 2", "--clip_grad takes true or false, not '2'"),
         ("--seed none", "--seed takes a whole number of at least 0, not 'none'"),
         ("--ms_mode 2", "--ms_mode takes one of 0, 1, not '2'"),
-        ("--task trian", "--task takes one of train, cache, check, not 'trian': did you mean train?"),
+        ("--task trian", "--task takes one of train, cache, check, img2img, not 'trian': did you mean train?"),
         ("--prediction_type v", "--prediction_type takes one of epsilon, v_prediction, sample, not 'v'"),
         ("--timestep_bias_multiplier 0", "--timestep_bias_multiplier takes a number above 0, not '0'"),
         ("--timestep_bias_multiplier -2", "--timestep_bias_multiplier takes a number above 0, not '-2'"),

@@ -166,16 +166,28 @@ class LaunchConfig:
 class SampleConfig:
     prompt: str = setting("", "what to draw; or the path of a text file with one prompt a line")
     negative_prompt: str = setting("", "what to steer away from")
-    sampler: str = setting("euler", "solver")
+    sampler: str = setting(
+        "euler",
+        "euler, euler_ancestral, heun, ddim, ddpm, dpmpp_2m, dpmpp_2s_ancestral, unipc, lms or lcm; or MindONE's class "
+        "of one, such as EulerEDMSampler",
+    )
     timestep_spacing: str = setting(
         "leading", "how the steps are spread over the schedule", choices=("leading", "trailing", "linspace")
     )
+    karras_sigmas: bool = setting(False, "space the noise levels by Karras et al. 2022 (arXiv 2206.00364), eq. 5")
     sample_step: int = setting(40, "steps of the sampler", unit="steps", at_least=1)
     guidance_scale: float = setting(5.0, "classifier-free guidance; 1 is off", at_least=0)
     guidance_rescale: float = setting(
         0.0, "guidance rescale (arXiv 2305.08891, 3.4)", unit="0 to 1", at_least=0, at_most=1
     )
-    seed: int = setting(42, "of the first picture; the i-th has seed + i", at_least=0)
+    unconditional: str = setting(
+        "zeros",
+        "what guidance steers away from without a negative prompt: zero text states (as SDXL base was trained), the "
+        "empty prompt, or the empty prompt with zero size numbers (as --caption_dropout trains)",
+        choices=("zeros", "empty", "dropout"),
+    )
+    seed: int = setting(42, "of a prompt's first picture; its i-th has seed + i", at_least=0)
+    batch_size: int = setting(1, "pictures drawn at once; the seed, not the batch, makes a picture", at_least=1)
     num_images: int = setting(1, "pictures of each prompt", unit="pictures", at_least=1)
     height: int = setting(1024, "height of the pictures", unit="pixels", at_least=8, multiple_of=8)
     width: int = setting(1024, "width of the pictures", unit="pixels", at_least=8, multiple_of=8)
@@ -189,6 +201,14 @@ class SampleConfig:
     target_width: int | None = setting(None, "default: --width", unit="pixels", at_least=1)
     crop_coords_top: int = setting(0, "rows the model is told were cut off at the top", unit="pixels", at_least=0)
     crop_coords_left: int = setting(0, "columns the model is told were cut off at the left", unit="pixels", at_least=0)
+    img: str = setting("", "task img2img: the picture to start from")
+    strength: float = setting(
+        0.75, "task img2img: share of the steps that is taken; 1 redraws the picture", above=0, at_most=1
+    )
+    init_latent_path: str = setting("", "initial unit noise (N, 4, height/8, width/8) as .npy, in place of the seeds'")
+    save_latent: str = setting(
+        "", "file for the final latents (N, 4, height/8, width/8), before the autoencoder, as .npy"
+    )
     save_path: str = setting("outputs/demo/", "folder of the pictures")
 
 
@@ -196,8 +216,8 @@ class SampleConfig:
 class Config:
     task: str = setting(
         "train",
-        "train; cache: encode the data once; check: read the data and report",
-        choices=("train", "cache", "check"),
+        "train; cache: encode the data once; check: read the data and report. The sampling demo: txt2img or img2img",
+        choices=("train", "cache", "check", "img2img"),
     )
     dry_run: bool = setting(False, "build everything and report it, but take no step")
     model: ModelConfig = field(default_factory=ModelConfig)

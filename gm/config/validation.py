@@ -51,7 +51,15 @@ def validate(config: Config, door: str = "train") -> None:
     if door == "sample":
         if not config.sample.prompt.strip():
             raise UsageError('nothing to draw: --prompt "your prompt", or a text file with one prompt a line')
+        if config.task not in ("train", "img2img"):
+            raise UsageError(f"--task {config.task} is a task of train.py: here it is txt2img or img2img")
+        if (config.task == "img2img") != bool(config.sample.img):
+            raise UsageError("--task img2img and --img picture.png go together: give both or none")
         return
+    if config.task == "img2img":
+        raise UsageError(
+            "--task img2img is a task of demo/sampling_without_streamlit.py: train.py takes train or cache"
+        )
     if not config.data.path:
         raise UsageError(f"task {config.task} needs --data_path, the folder of pictures and captions")
     if config.task != "check":
