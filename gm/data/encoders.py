@@ -10,9 +10,12 @@ import numpy as np
 from gm.config import Config
 from gm.data.notes import FileNotes
 from gm.errors import SuiteError, UsageError
+from gm.weights.dtypes import to_float32
+from gm.weights.files import open_weights
 
 # Half precision overflows in SDXL's autoencoder, and here every value is computed once and used in every epoch.
 PRECISION = "fp32"
+UNUSED = ".logit_scale"  # no state of a text encoder depends on it, and not every file has it
 
 # MindSpore is imported where the networks are built: reading a full cache needs only the hashes.
 
@@ -56,14 +59,21 @@ class NetworkEncoders:
     def encode_text(self, ids_1: np.ndarray, ids_2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         from mindspore import Tensor
 
-        context, pooled = self._text_network(Tensor(ids_1), Tensor(ids_2))
+        network, known = self._text_network
+        largest = max(ids_1.max(), ids_2.max())
+        if largest >= known:  # the lookup itself would go astray without a word
+            raise SuiteError(
+                f"the tokenizer gives ids up to {largest} and the text encoders of {self._weight} know {known}: "
+                "name the model's own tokenizer with --tokenizer"
+            )
+        context, pooled = network(Tensor(ids_1), Tensor(ids_2))
         return context.asnumpy(), pooled.asnumpy()
 
     @cached_property
     def _picture_network(self) -> Any:
         from gm.models.autoencoder import AutoencoderEncoder
         from gm.models.build import AUTOENCODER_PREFIX, build_autoencoder
-        from gm.weights import load_into, open_weights
+        from gm.weights.load import load_into
 
         with open_weights(self._weight) as weights:
             autoencoder = build_autoencoder(weights.architecture().autoencoder)
@@ -71,14 +81,16 @@ class NetworkEncoders:
         return AutoencoderEncoder(autoencoder).set_train(False)
 
     @cached_property
-    def _text_network(self) -> Any:
+    def _text_network(self) -> tuple[Any, int]:
+        """The network, and how many tokens it knows."""
         from gm.models.build import CONDITIONER_PREFIX, build_conditioner
-        from gm.weights import load_into, open_weights
+        from gm.weights.load import load_into
 
         with open_weights(self._weight) as weights:
-            conditioner = build_conditioner(weights.architecture())
+            architecture = weights.architecture()
+            conditioner = build_conditioner(architecture)
             load_into(conditioner, weights, prefix=CONDITIONER_PREFIX)
-        return conditioner
+        return conditioner, min(tower.vocab_size for tower in architecture.text_encoders)
 
     def _hash(self, what: str, prefixes: tuple[str, ...]) -> str:
         def compute(path: Path) -> str:
@@ -94,17 +106,16 @@ class NetworkEncoders:
 
 
 def _weights_hash(path: Path, what: str, prefixes: tuple[str, ...]) -> str:
-    """Of names, formats and values of the tensors under ``prefixes``, whatever the file's format."""
-    from gm.weights import open_weights
-
+    """Of names, shapes and float32 values of the tensors under ``prefixes``, whatever formats they are kept in."""
     digest = hashlib.blake2b(PRECISION.encode(), digest_size=16)
     with open_weights(path) as weights:
-        names = sorted(name for name in weights.names() if name.startswith(prefixes))
+        names = sorted(name for name in weights.names() if name.startswith(prefixes) and not name.endswith(UNUSED))
         if not names:
             raise SuiteError(
                 f"{path} has no {what}: name the file it was made from, which has all parts, with --weight"
             )
         for name in names:
-            digest.update(f"{name} {weights.dtype(name)} {tuple(weights.shape(name))}\n".encode())
-            digest.update(np.ascontiguousarray(weights.read(name)))
+            digest.update(f"{name} {tuple(weights.shape(name))}\n".encode())
+            for chunk in weights.stream(name):
+                digest.update(np.ascontiguousarray(to_float32(chunk, weights.dtype(name))))
     return digest.hexdigest()

@@ -1,0 +1,97 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from mindspore import GRAPH_MODE, Parameter, set_context
+from safetensors.numpy import save_file
+
+from gm.data import cache
+from gm.data.batches import Batches
+from gm.data.encoders import NetworkEncoders
+from gm.data.tokens import Tokenizers
+from gm.errors import SuiteError, UsageError
+from gm.models.architecture import TINY_SDXL
+from gm.models.build import build_autoencoder, build_conditioner, build_unet
+from gm.weights.load import write_parameters
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, np.ndarray]:
+    set_context(mode=GRAPH_MODE)
+    small = dataclasses.replace(TINY_SDXL.autoencoder, channels=(32, 32, 32, 32))
+    cells = (build_autoencoder(small, 1), build_conditioner(TINY_SDXL, 2), build_unet(TINY_SDXL.unet, 3))
+    return {parameter.name: parameter.asnumpy() for cell in cells for parameter in cell.get_parameters()}
+
+
+@pytest.fixture
+def encoders_of(config, tmp_path, tensors):
+    """Encoders of a file with the tensors, one of them changed or some left out."""
+
+    def make(changed: str = "", dtype: type = np.float32, without: str = "none"):
+        config.model.weight, config.model.tokenizer = str(tmp_path / "weights.safetensors"), "demo/tiny/tokenizer"
+        values = {name: value + (name == changed) for name, value in tensors.items() if not name.startswith(without)}
+        save_file({name: np.asarray(value, dtype) for name, value in values.items()}, config.model.weight)
+        return NetworkEncoders(config)
+
+    return make
+
+
+def hashes(encoders):
+    return encoders.picture_hash, encoders.text_hash
+
+
+def test_hashes_change_with_the_weights_that_matter_and_no_others(encoders_of):
+    picture, text = hashes(encoders_of())
+    for name in ("first_stage_model.decoder.conv_in.weight", "model.diffusion_model.out.2.weight"):
+        assert hashes(encoders_of(name)) == (picture, text)
+    changed = hashes(encoders_of("first_stage_model.quant_conv.weight"))
+    assert changed[0] != picture
+    assert changed[1] == text
+    changed = hashes(encoders_of("conditioner.embedders.0.transformer.text_model.final_layer_norm.weight"))
+    assert changed[0] == picture
+    assert changed[1] != text
+
+
+def test_hashes_do_not_depend_on_the_file_format(encoders_of, tensors, config, tmp_path):
+    half = hashes(encoders_of(dtype=np.float16))
+    config.model.weight = str(tmp_path / "weights.ckpt")
+    widened = [Parameter(np.asarray(np.float16(value), np.float32), name=name) for name, value in tensors.items()]
+    write_parameters(config.model.weight, widened[::-1])
+    assert hashes(NetworkEncoders(config)) == half
+
+
+def test_hashes_of_a_large_file_are_remembered(encoders_of, config, monkeypatch):
+    monkeypatch.setattr("gm.data.notes.YOUNG", -1)
+    before = hashes(encoders_of())
+    monkeypatch.setattr("gm.data.encoders._weights_hash", lambda *_: pytest.fail("read again"))
+    assert hashes(NetworkEncoders(config)) == before
+
+
+def test_training_from_the_cache_is_training_from_the_pictures(encoders_of, config, tensors):
+    encoders = encoders_of()
+    config.data.caption_dropout = 0.3
+    cache.build(config, progress=False)
+    with Batches.of(config) as cached:
+        config.cache.latent = config.cache.text_embedding = False
+        with Batches(config, cached._samples, None, encoders, Tokenizers.load("demo/tiny/tokenizer")) as online:
+            for _ in range(4):
+                one, other = next(cached), next(online)
+                for name in one:
+                    np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_weights_without_the_networks_are_told(encoders_of, config):
+    with pytest.raises(SuiteError, match="has no autoencoder"):
+        _ = encoders_of(without="first_stage_model").picture_hash
+    config.model.weight = "nowhere.ckpt"
+    with pytest.raises(SuiteError, match=r"no weights at nowhere\.ckpt"):
+        _ = NetworkEncoders(config).text_hash
+    config.model.weight = ""
+    with pytest.raises(UsageError, match="--weight"):
+        NetworkEncoders(config)
+
+
+def test_a_tokenizer_of_another_model_is_told(encoders_of):
+    ids = np.full((1, 77), 49407, np.int32)
+    with pytest.raises(SuiteError, match=r"ids up to 49407 .* know \d+: name the model's own tokenizer"):
+        encoders_of().encode_text(ids, ids)
