@@ -11,6 +11,7 @@ from gm.config import Config, load
 from gm.config.parsing import flags
 from gm.config.schema import ALIASES, NOT_IN_THIS_RELEASE, SETTINGS, VALUE_ALIASES
 from gm.config.validation import get, memory_in_gigabytes, validate
+from gm.diffusion import objective, schedule, steps, timesteps
 from gm.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +126,16 @@ def test_an_aliased_flag_is_also_a_key_of_its_section():
 @pytest.mark.parametrize(("path", "word"), VALUE_ALIASES)
 def test_every_other_word_for_a_value(path, word):
     assert get(read(f"{path}={word}"), path) == VALUE_ALIASES[path, word]
+
+
+def test_the_choices_are_those_of_the_mathematics():
+    def choices(path):
+        return set(SETTINGS[path].properties["choices"])
+
+    assert choices("diffusion.prediction_type") == set(objective.PREDICTION_TYPES)
+    assert choices("diffusion.beta_schedule") == set(schedule.BETA_SCHEDULES)
+    assert choices("diffusion.timestep_bias_strategy") == set(timesteps.STRATEGIES)
+    assert choices("sample.timestep_spacing") == set(steps.SPACINGS)
 
 
 @pytest.mark.parametrize("door", ["train", "sample"])

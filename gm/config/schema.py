@@ -321,6 +321,7 @@ ALIASES: dict[str, str] = {
 VALUE_ALIASES: dict[tuple[str, str], str] = {
     ("task", "txt2img"): "train",  # MindONE
     ("launch.precision", "no"): "fp32",  # diffusers
+    ("diffusion.beta_schedule", "squaredcos_cap_v2"): "cosine",  # diffusers
 }
 
 # Settings that parse but of which this release runs these values only; others are refused. Delete a row to open it.
