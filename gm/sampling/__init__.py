@@ -1,1 +1,1 @@
-"""Prompts to pictures."""
+"""From prompts to pictures: networks, samplers and files put together."""

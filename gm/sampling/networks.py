@@ -1,0 +1,110 @@
+"""The networks a picture passes through, compiled, with numpy arrays in and out."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from gm.errors import SuiteError
+from gm.models.architecture import ModelArchitecture
+from gm.models.autoencoder import Autoencoder, AutoencoderDecoder, AutoencoderEncoder
+from gm.models.build import build_autoencoder, build_conditioner, build_unet
+from gm.models.conditioner import TextConditioner, conditioning_vector
+from gm.models.unet import UNet
+from gm.weights.files import open_weights
+from gm.weights.load import load_into
+
+MERGE_TOOL = "tools/weight_merge/merge_weight.py"
+
+
+class _GuidedUNet(nn.Cell):
+    """The UNet on ``copies`` of each latent in one call, so that guidance costs one graph and one launch a step.
+
+    ``construct(latents (B, 4, h, w), timestep (1,), context (copies * B, 77, C), pooled, time_ids)`` returns
+    (copies * B, 4, h, w).
+    """
+
+    def __init__(self, unet: UNet, copies: int):
+        super().__init__(auto_prefix=False)
+        self.unet = unet
+        self.copies = copies
+
+    def construct(self, latents: Tensor, timestep: Tensor, context: Tensor, pooled: Tensor, time_ids: Tensor) -> Tensor:
+        latents = ops.concat((latents,) * self.copies) if self.copies > 1 else latents
+        timesteps = ops.broadcast_to(timestep, (latents.shape[0],))
+        return self.unet(latents, timesteps, context, conditioning_vector(pooled, time_ids))
+
+
+class Networks:
+    """UNet, autoencoder and text towers of one architecture; each compiles once for every shape it meets."""
+
+    def __init__(
+        self, architecture: ModelArchitecture, unet: UNet, autoencoder: Autoencoder, conditioner: TextConditioner
+    ):
+        self.architecture = architecture
+        self.scale_factor = architecture.autoencoder.scale_factor
+        self.latent_channels = architecture.autoencoder.latent_channels
+        self.downsampling = architecture.autoencoder.downsampling
+        self._guided = {copies: _GuidedUNet(unet, copies).set_train(False) for copies in (1, 2)}
+        self._decoder = AutoencoderDecoder(autoencoder).set_train(False)
+        self._encoder = AutoencoderEncoder(autoencoder).set_train(False)
+        self._conditioner = conditioner.set_train(False)
+
+    def encode_text(self, ids_1: np.ndarray, ids_2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (B, 77) int32 of both tokenizers -> context (B, 77, C), pooled (B, P)."""
+        context, pooled = self._conditioner(Tensor(ids_1), Tensor(ids_2))
+        return context.asnumpy(), pooled.asnumpy()
+
+    def denoiser(self, context: np.ndarray, pooled: np.ndarray, time_ids: np.ndarray, copies: int) -> "Denoiser":
+        """``predict(latents (B, 4, h, w), timestep) -> (copies * B, 4, h, w)`` for conditions of copies * B rows."""
+        cell = self._guided[copies]
+        conditions = [Tensor(np.ascontiguousarray(array, np.float32)) for array in (context, pooled, time_ids)]
+
+        def predict(latents: np.ndarray, timestep: float) -> np.ndarray:
+            return cell(Tensor(latents), Tensor(np.array([timestep], np.float32)), *conditions).asnumpy()
+
+        return predict
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Latents (B, 4, h, w) as the UNet has them -> pictures (B, 3, H, W), about [-1, 1]."""
+        return self._decoder(Tensor((latents / self.scale_factor).astype(np.float32))).asnumpy()
+
+    def encode(self, pictures: np.ndarray) -> np.ndarray:
+        """Pictures (B, 3, H, W) in [-1, 1] -> posterior moments (B, 8, h, w): means, then log-variances."""
+        return self._encoder(Tensor(np.ascontiguousarray(pictures, np.float32))).asnumpy()
+
+
+class Denoiser(Protocol):
+    def __call__(self, latents: np.ndarray, timestep: float) -> np.ndarray: ...
+
+
+def load_networks(path: str | Path) -> Networks:
+    """Build what the weights say they are, and fill it.
+
+    Raises:
+        SuiteError: no such file, a damaged one, or one that lacks a network.
+    """
+    with open_weights(path) as weights:
+        architecture = weights.architecture()
+        parts = {
+            "UNet": architecture.unet,
+            "autoencoder": architecture.autoencoder,
+            "text encoders": architecture.text_encoders,
+        }
+        missing = [name for name, part in parts.items() if not part]
+        if missing:
+            raise SuiteError(
+                f"{path} has no {' and no '.join(missing)}: pictures need the whole model; put the trained UNet into "
+                f"the weights it was trained from with {MERGE_TOOL} and sample from the result"
+            )
+        if len(architecture.text_encoders) != 2:
+            raise SuiteError(f"{path} is {weights.describe()}: sampling takes models of SDXL base's kind, with two")
+        networks = (
+            build_unet(architecture.unet),
+            build_autoencoder(architecture.autoencoder),
+            build_conditioner(architecture),
+        )
+        for network in networks:
+            load_into(network, weights)
+    return Networks(architecture, *networks)

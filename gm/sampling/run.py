@@ -1,0 +1,150 @@
+"""One sampling run: a configuration in, a folder of pictures out."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from gm.config import Config
+from gm.config.schema import DiffusionConfig
+from gm.data.tokens import Tokenizers
+from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_snr
+from gm.errors import SuiteError, UsageError
+from gm.files import replacing
+from gm.launch import start
+from gm.sampling.output import CONTACT_SHEET, contact_sheet, picture_name, save_manifest, save_picture
+from gm.sampling.pipeline import Drawn, Pipeline, Settings, plan_steps
+from gm.sampling.prompts import Wish, make_wishes, read_prompts
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> Path:
+    """Draw what ``config.sample`` asks for; return the folder the pictures are in.
+
+    Everything that can be wrong without the networks is told before they are loaded.
+
+    Raises:
+        SuiteError: one line naming the thing and the remedy.
+    """
+    sample = config.sample
+    abar = schedule(config.diffusion)
+    wishes = make_wishes(
+        read_prompts(sample.prompt), settings(config), sample.seed, sample.num_images, sample.negative_prompt
+    )
+    for chosen in dict.fromkeys(wish.settings for wish in wishes):
+        plan_steps(chosen, abar)
+    noise = _read_noise(sample.init_latent_path) if sample.init_latent_path else None
+    picture = _read_picture(sample.img) if sample.img else None
+    if not config.model.weight:
+        raise UsageError("no weights to draw with: name a whole checkpoint with --weight")
+    if not Path(config.model.weight).exists():
+        raise SuiteError(f"no such weight file: {config.model.weight}")
+    tokenizers = Tokenizers.load(config.model.tokenizer, config.model.tokenizer_2)
+    _warn_of_long_prompts(tokenizers, wishes)
+
+    start(config.launch)
+    begun = time.perf_counter()
+    pipeline = Pipeline.from_weights(config.model.weight, tokenizers, abar, config.diffusion.prediction_type)
+    log.info("%s loaded in %.1f s", config.model.weight, time.perf_counter() - begun)
+
+    folder = Path(sample.save_path)
+    common = {
+        "weight": config.model.weight,
+        "prediction_type": config.diffusion.prediction_type,
+        "rescale_betas_zero_snr": config.diffusion.rescale_betas_zero_snr,
+    }
+    names = [picture_name(index, wish) for index, wish in enumerate(wishes)]
+    drawn = []
+    for index, result in enumerate(_draw(pipeline, wishes, sample.batch_size, noise, picture)):
+        save_picture(folder / names[index], result.picture, wishes[index], common)
+        drawn.append(result)
+    if sample.save_latent:
+        _write_latents(Path(sample.save_latent), drawn)
+    columns = sample.num_images if sample.num_images > 1 else round(len(wishes) ** 0.5)
+    labels = [f"{wish.request.seed}: {wish.request.prompt}" for wish in wishes]
+    sheet = contact_sheet([result.picture for result in drawn], labels, columns)
+    with replacing(folder / CONTACT_SHEET) as file:
+        sheet.save(file, format="PNG")
+    save_manifest(folder, names, wishes, common)
+    log.info("%d pictures in %s (%s shows them all)", len(names), folder, CONTACT_SHEET)
+    return folder
+
+
+def schedule(diffusion: DiffusionConfig) -> np.ndarray:
+    """The noise schedule of a configuration, abar (T,)."""
+    beta = betas(diffusion.beta_schedule, diffusion.num_train_timesteps, diffusion.beta_start, diffusion.beta_end)
+    return alphas_cumprod(rescale_zero_terminal_snr(beta) if diffusion.rescale_betas_zero_snr else beta)
+
+
+def settings(config: Config) -> Settings:
+    """The settings all pictures of a run begin with."""
+    sample = config.sample
+    shared = {name: getattr(sample, name) for name in Settings.__dataclass_fields__}
+    if config.task != "img2img":
+        shared["strength"] = 1.0
+    return Settings(**shared)
+
+
+def _draw(
+    pipeline: Pipeline, wishes: list[Wish], batch_size: int, noise: np.ndarray | None, picture: Image.Image | None
+) -> Iterator[Drawn]:
+    """Draw the wishes in order, those with the same settings in the same batches."""
+    groups = [(chosen, list(group)) for chosen, group in groupby(wishes, key=lambda wish: wish.settings)]
+    largest = min(batch_size, max(len(group) for _, group in groups))
+    batches = [-(-len(group) // largest) for _, group in groups]
+    total = sum(count * len(plan_steps(chosen, pipeline.alphas_cumprod)) for (chosen, _), count in zip(groups, batches))
+    with _progress(total) as progress:
+        done = 0
+        for chosen, group in groups:
+            part = noise if noise is None or len(noise) == 1 else noise[done : done + len(group)]
+            requests = [wish.request for wish in group]
+            yield from pipeline.sample(requests, chosen, largest, part, picture, progress.update)
+            done += len(group)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[tqdm]:
+    with tqdm(total=total, unit="step", desc="sampling (the first step compiles)", dynamic_ncols=True) as bar:
+        yield bar
+
+
+def _warn_of_long_prompts(tokenizers: Tokenizers, wishes: list[Wish]) -> None:
+    texts = list(dict.fromkeys(wish.request.prompt for wish in wishes))
+    for text, cut in zip(texts, tokenizers.cut_off(texts)):
+        if cut:
+            log.warning("the last %d tokens of %r are not seen: a prompt has at most 75", cut, text)
+
+
+def _read_noise(path: str) -> np.ndarray:
+    try:
+        noise = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):
+        raise SuiteError(f"{path} is no .npy file of numbers: write it with numpy.save or --save_latent") from None
+    if not np.issubdtype(noise.dtype, np.floating) or not np.isfinite(noise).all():
+        raise SuiteError(
+            f"{path} holds {noise.dtype} with values that are no finite numbers: save unit noise as float32"
+        )
+    return noise
+
+
+def _read_picture(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except UnidentifiedImageError:
+        raise SuiteError(f"{path} is no picture Pillow can read: give a PNG or JPEG") from None
+
+
+def _write_latents(path: Path, drawn: list[Drawn]) -> None:
+    shapes = {result.latents.shape for result in drawn}
+    if len(shapes) > 1:
+        raise SuiteError("--save_latent needs pictures of one size: leave out the prompts' own --w and --h")
+    with replacing(path) as file:
+        np.save(file, np.stack([result.latents for result in drawn]))
