@@ -38,6 +38,7 @@ BASE = "demo/tiny/tiny_sdxl.safetensors"
 TRAINING, INFERENCE = "configs/training/tiny_sdxl.yaml", "configs/inference/tiny_sdxl.yaml"
 CODE = ("gm", "tools", "configs", "train.py", "demo/sampling_without_streamlit.py")  # every phase depends on these
 JUDGE = ("world.py", "judge.py", "report.py")
+FIRST_SEED = 100
 SECONDS_TO_STOP = 60  # a training step, and saving
 
 
@@ -66,7 +67,7 @@ def plan(out: Path) -> list[Phase]:
 
     def sample(weight: Path, pictures: Path) -> tuple[str, ...]:
         words = ["demo/sampling_without_streamlit.py", "--config", INFERENCE, "--weight", shown(weight)]
-        return (*words, "--prompt", shown(prompts), "--seed", "42", "--save_path", shown(pictures))
+        return (*words, "--prompt", shown(prompts), "--save_path", shown(pictures))
 
     recipe = ("train.py", "--config", TRAINING, "--weight", shown(base), "--data_path", shown(dataset))
     cached = ("--cache_latent", "True", "--cache_text_embedding", "True", "--cache_path", shown(cache))
@@ -131,6 +132,12 @@ def plan(out: Path) -> list[Phase]:
             (out / "verdicts.json", out / "grid.png", out / "loss.png"),
         ),
     ]
+
+
+def prompt_lines() -> str:
+    """The prompts file: one prompt a line, each with a seed of its own (``--d``), so that no seed decides for all."""
+    taught, kept = world.evaluation_prompts()
+    return "".join(f"{prompt.text} --d {FIRST_SEED + index}\n" for index, prompt in enumerate((*taught, *kept)))
 
 
 def digest(paths: Iterable[Path]) -> str:
@@ -331,8 +338,7 @@ def main(arguments: list[str]) -> None:
             raise SuiteError(f"another quickstart is at work in {shown(out)}: wait for it, or use --out") from None
         if options.fresh:
             remove([out / "phases"])
-        taught, kept = world.evaluation_prompts()
-        write_text(out / "prompts.txt", "".join(f"{prompt.text}\n" for prompt in (*taught, *kept)))
+        write_text(out / "prompts.txt", prompt_lines())
         records, phases = Records(out / "phases"), plan(out)
         for number, phase in enumerate(phases, 1):
             print(f"[{number}/{len(phases)}] {phase.name}: {phase.title}", flush=True)
