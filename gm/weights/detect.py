@@ -130,6 +130,12 @@ class _Part:
     def __init__(self, shapes: Shapes, prefix: str, kind: str):
         self.prefix, self.kind = prefix, kind
         self.shapes = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
+        self.levels = set()  # every dotted beginning of a key
+        for name in self.shapes:
+            end = name.find(".")
+            while end >= 0:
+                self.levels.add(name[: end + 1])
+                end = name.find(".", end + 1)
 
     def __bool__(self) -> bool:
         return bool(self.shapes)
@@ -146,9 +152,9 @@ class _Part:
         return shape
 
     def count(self, pattern: str) -> int:
-        """How many numbers from 0 on, put into ``{}`` of ``pattern``, begin a key."""
+        """How many numbers from 0 on, put into ``{}`` of ``pattern`` (which ends at a dot), begin a key."""
         number = 0
-        while any(name.startswith(pattern.format(number)) for name in self.shapes):
+        while pattern.format(number) in self.levels:
             number += 1
         return number
 

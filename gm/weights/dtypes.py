@@ -50,14 +50,14 @@ def is_finite(array: np.ndarray, tag: str) -> bool:
 def to_float32(array: np.ndarray, tag: str) -> np.ndarray:
     """Any float format as float32; bfloat16 widens exactly."""
     if tag == "BF16":
-        return (array.astype(np.uint32) << 16).view(np.float32)
+        return np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return array.astype(np.float32, copy=False)
 
 
 def float32_to_bfloat16(array: np.ndarray) -> np.ndarray:
     """Bits of the nearest bfloat16, ties to even, as torch rounds; finite input only."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).reshape(array.shape)
 
 
 def cast(array: np.ndarray, tag: str, wanted: str) -> np.ndarray:
@@ -68,7 +68,7 @@ def cast(array: np.ndarray, tag: str, wanted: str) -> np.ndarray:
     """
     if tag == wanted:
         return array
-    values = array if (tag, wanted) == ("F64", "F64") else to_float32(array, tag)
+    values = to_float32(array, tag)
     if wanted == "BF16":
         result = float32_to_bfloat16(values)
     else:

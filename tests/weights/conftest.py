@@ -1,0 +1,90 @@
+"""Small checkpoints for the tests of files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gm.models.architecture import TINY_SDXL
+from gm.weights.dtypes import NUMPY_TYPES, cast
+from gm.weights.keys import expected_shapes
+
+
+def random_tensors(shapes: dict, dtype: str = "F32", seed: int = 0) -> dict:
+    """Key -> (shape, format tag, array) of random values; BF16 as bits."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in shapes.items():
+        values = np.asarray(rng.normal(size=shape), np.float32)
+        tensors[name] = (shape, dtype, cast(values, "F32", dtype))
+    return tensors
+
+
+def all_formats() -> dict:
+    """One tensor of each number format, a scalar and an empty one among them."""
+    rng = np.random.default_rng(7)
+    tensors = {}
+    for tag, kind in NUMPY_TYPES.items():
+        bits = rng.integers(0, 2 if tag == "BOOL" else 127, (3, 5)).astype(kind)
+        tensors[f"kind.{tag}"] = ((3, 5), tag, bits)
+    tensors["scalar"] = ((), "F32", np.float32(4.6052).reshape(()))
+    return tensors
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes():
+    return expected_shapes(TINY_SDXL)
+
+
+@pytest.fixture(scope="session")
+def tiny_tensors(tiny_shapes):
+    """A whole tiny SDXL: key -> (shape, tag, array)."""
+    return random_tensors(tiny_shapes)
+
+
+@pytest.fixture(scope="session")
+def mixed_tensors(tiny_shapes):
+    """A tiny SDXL with float32, float16 and bfloat16 tensors and position_ids."""
+    tensors = {}
+    for index, (name, shape) in enumerate(tiny_shapes.items()):
+        tensors |= random_tensors({name: shape}, ("F32", "F16", "BF16")[index % 3], index)
+    ids = "conditioner.embedders.0.transformer.text_model.embeddings.position_ids"
+    return tensors | {ids: ((1, 77), "I64", np.arange(77)[None])}
+
+
+@pytest.fixture
+def make_tensors():
+    return random_tensors
+
+
+@pytest.fixture
+def every_format():
+    return all_formats()
+
+
+@pytest.fixture
+def write_safetensors():
+    """Write a safetensors file by the book, apart from the writer under test."""
+
+    def write(path, tensors):
+        header, end = {}, 0
+        for name, (shape, tag, array) in tensors.items():
+            header[name] = {"dtype": tag, "shape": shape, "data_offsets": [end, end + array.nbytes]}
+            end += array.nbytes
+        text = json.dumps(header).encode()
+        contents = b"".join(array.tobytes() for _, _, array in tensors.values())
+        path.write_bytes(len(text).to_bytes(8, "little") + text + contents)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_ckpt():
+    from gm.weights.ckpt import save_ckpt
+
+    def write(path, tensors):
+        save_ckpt(path, ((name, *rest) for name, rest in tensors.items()))
+        return path
+
+    return write
