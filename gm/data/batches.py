@@ -81,7 +81,10 @@ class Batches(Iterator[Batch]):
             raise ValueError("what is not in the cache needs encoders and tokenizers")
         self._geometry = Geometry.of(config)
         self._sizes = [self._geometry.bucket(sample) for sample in self._samples]
-        self._diffusion = _Diffusion(config.diffusion)
+        try:
+            self._diffusion = _Diffusion(config.diffusion)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         self._batch = config.data.per_batch_size
         self._rank, self._ranks = rank, size
         self._accumulation = config.optim.gradient_accumulation_steps

@@ -49,10 +49,9 @@ def scan(
     the full list in the file ``report`` if given. Raises SuiteError.
     """
     samples, problems = inspect(path, missing_caption)
-    if problems:
-        if report is not None:
-            write_text(report, "".join(f"{problem.id}\t{problem.reason}\n" for problem in problems))
-        _judge(Path(path), problems, len(samples), on_bad_sample, report)
+    if problems and report is not None:
+        write_text(report, "".join(f"{problem.id}\t{problem.reason}\n" for problem in problems))
+    judge(path, problems, len(samples), on_bad_sample, report)
     return samples
 
 
@@ -119,7 +118,15 @@ def _size_or_reason(path: Path) -> Size | str:
         return str(error)
 
 
-def _judge(root: Path, problems: list[Problem], good: int, on_bad_sample: str, report: str | Path | None) -> None:
+def judge(
+    root: str | Path, problems: list[Problem], good: int, on_bad_sample: str, report: str | Path | None = None
+) -> None:
+    """Raise SuiteError that tells the problems in one line, or warn where they may be skipped.
+
+    ``good`` is how many samples are left, ``report`` a file that lists all problems.
+    """
+    if not problems:
+        return
     named = ", ".join(f"{problem.id} ({problem.reason})" for problem in problems[:NAMED_IN_ERRORS])
     more = f" and {len(problems) - NAMED_IN_ERRORS} more" if len(problems) > NAMED_IN_ERRORS else ""
     where = f"; all of them: {report}" if report is not None else "; --task check lists all of them"
