@@ -18,60 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gm.diffusion.denoiser import Callback, Model, Noise, begin, denoiser, end, sigma_of, tell, to_denoised
+from gm.diffusion.multistep import sample_dpmpp_2m, sample_lms, sample_unipc
 from gm.diffusion.objective import check_prediction_type
 from gm.diffusion.steps import Steps, sigma_to_timestep
 
-Model = Callable[[np.ndarray, float], np.ndarray]
-Noise = Callable[[], np.ndarray]
-Callback = Callable[[int, np.ndarray], None]
-Denoise = Callable[[np.ndarray, float, float], np.ndarray]
-
-
-def initial_latents(noise: np.ndarray, steps: Steps) -> np.ndarray:
-    """Unit-variance ``noise`` (B, C, h, w) at the scale the first step expects."""
-    return noise.astype(np.float32) * steps.initial_scale
-
-
-def to_denoised(prediction: np.ndarray, x: np.ndarray, abar: float, prediction_type: str) -> np.ndarray:
-    """x_0 from what the network predicts at ``x`` of unit scale: the targets of ``gm.diffusion.objective`` inverted."""
-    alpha, sigma = math.sqrt(abar), math.sqrt(1.0 - abar)
-    if prediction_type == "epsilon":
-        return (x - sigma * prediction) / alpha
-    if prediction_type == "v_prediction":
-        return alpha * x - sigma * prediction
-    return prediction
-
-
-def _sigma(abar: float) -> float:
-    return math.sqrt((1.0 - abar) / abar)
-
-
-def _unit_scale(sigma: float) -> float:
-    return 1.0 / math.sqrt(sigma**2 + 1.0)
-
-
-def _denoiser(model: Model, prediction_type: str) -> Denoise:
-    """``denoise(x, sigma, timestep)`` for x = x_0 + sigma noise."""
-    check_prediction_type(prediction_type)
-
-    def denoise(x: np.ndarray, sigma: float, timestep: float) -> np.ndarray:
-        scaled = x * _unit_scale(sigma)
-        return to_denoised(model(scaled, timestep), scaled, 1.0 / (sigma**2 + 1.0), prediction_type)
-
-    return denoise
-
-
-def _begin(x: np.ndarray, steps: Steps) -> np.ndarray:
-    return x.astype(np.float32) / _unit_scale(_sigma(float(steps.alphas_cumprod[0])))
-
-
-def _end(x: np.ndarray, steps: Steps) -> np.ndarray:
-    return x * _unit_scale(_sigma(float(steps.next_alphas_cumprod[-1])))
-
-
-def _told(callback: Callback | None, index: int, denoised: np.ndarray) -> None:
-    if callback is not None:
-        callback(index, denoised)
+# The boundary condition of a consistency model: at timestep 0 it must return its input (Luo et al. 2023, section 4.1).
+CONSISTENCY_SIGMA_DATA, CONSISTENCY_TIMESTEP_SCALE = 0.5, 10.0
 
 
 def sample_euler(
@@ -83,15 +36,15 @@ def sample_euler(
     callback: Callback | None = None,
 ) -> np.ndarray:
     """Euler steps: Karras et al. 2022, Algorithm 1 without its second-order correction."""
-    denoise = _denoiser(model, prediction_type)
-    x = _begin(x, steps)
+    denoise = denoiser(model, prediction_type)
+    x = begin(x, steps)
     for index, (timestep, abar, next_abar) in enumerate(steps):
-        sigma, next_sigma = _sigma(abar), _sigma(next_abar)
+        sigma, next_sigma = sigma_of(abar), sigma_of(next_abar)
         denoised = denoise(x, sigma, timestep)
         d = (x - denoised) / sigma
         x = x + d * (next_sigma - sigma)
-        _told(callback, index, denoised)
-    return _end(x, steps)
+        tell(callback, index, denoised)
+    return end(x, steps)
 
 
 def _ancestral_step(sigma: float, next_sigma: float) -> tuple[float, float]:
@@ -109,18 +62,18 @@ def sample_euler_ancestral(
     callback: Callback | None = None,
 ) -> np.ndarray:
     """Euler steps below the next noise level, and fresh noise up to it (k-diffusion; ancestral as Ho et al. 2020)."""
-    denoise = _denoiser(model, prediction_type)
-    x = _begin(x, steps)
+    denoise = denoiser(model, prediction_type)
+    x = begin(x, steps)
     for index, (timestep, abar, next_abar) in enumerate(steps):
-        sigma, next_sigma = _sigma(abar), _sigma(next_abar)
+        sigma, next_sigma = sigma_of(abar), sigma_of(next_abar)
         denoised = denoise(x, sigma, timestep)
         down, up = _ancestral_step(sigma, next_sigma)
         d = (x - denoised) / sigma
         x = x + d * (down - sigma)
         if up > 0:
             x = x + noise() * up
-        _told(callback, index, denoised)
-    return _end(x, steps)
+        tell(callback, index, denoised)
+    return end(x, steps)
 
 
 def sample_heun(
@@ -132,10 +85,10 @@ def sample_heun(
     callback: Callback | None = None,
 ) -> np.ndarray:
     """Heun's second-order steps: Karras et al. 2022, Algorithm 1. Two evaluations each, but for the last."""
-    denoise = _denoiser(model, prediction_type)
-    x = _begin(x, steps)
+    denoise = denoiser(model, prediction_type)
+    x = begin(x, steps)
     for index, (timestep, abar, next_abar) in enumerate(steps):
-        sigma, next_sigma = _sigma(abar), _sigma(next_abar)
+        sigma, next_sigma = sigma_of(abar), sigma_of(next_abar)
         denoised = denoise(x, sigma, timestep)
         d = (x - denoised) / sigma
         ahead = x + d * (next_sigma - sigma)
@@ -146,34 +99,8 @@ def sample_heun(
             d = (d + (ahead - denoise(ahead, next_sigma, following)) / next_sigma) / 2
             ahead = x + d * (next_sigma - sigma)
         x = ahead
-        _told(callback, index, denoised)
-    return _end(x, steps)
-
-
-def sample_dpmpp_2m(
-    model: Model,
-    x: np.ndarray,
-    steps: Steps,
-    prediction_type: str = "epsilon",
-    noise: Noise | None = None,
-    callback: Callback | None = None,
-) -> np.ndarray:
-    """DPM-Solver++(2M), midpoint form: Lu et al. 2022 (arXiv 2211.01095), Algorithm 2. The last step is first order."""
-    denoise = _denoiser(model, prediction_type)
-    x = _begin(x, steps)
-    previous, previous_h = None, 0.0
-    for index, (timestep, abar, next_abar) in enumerate(steps):
-        sigma, next_sigma = _sigma(abar), _sigma(next_abar)
-        denoised = denoise(x, sigma, timestep)
-        if next_sigma == 0:
-            x = denoised
-        else:
-            h = math.log(sigma / next_sigma)
-            slope = 0.0 if previous is None else (denoised - previous) * (h / (2 * previous_h))
-            x = (next_sigma / sigma) * x - math.expm1(-h) * (denoised + slope)
-            previous, previous_h = denoised, h
-        _told(callback, index, denoised)
-    return _end(x, steps)
+        tell(callback, index, denoised)
+    return end(x, steps)
 
 
 def sample_ddim(
@@ -191,7 +118,87 @@ def sample_ddim(
         denoised = to_denoised(model(x, timestep), x, abar, prediction_type)
         epsilon = (x - math.sqrt(abar) * denoised) / math.sqrt(1.0 - abar)
         x = math.sqrt(next_abar) * denoised + math.sqrt(1.0 - next_abar) * epsilon
-        _told(callback, index, denoised)
+        tell(callback, index, denoised)
+    return x
+
+
+def sample_ddpm(
+    model: Model,
+    x: np.ndarray,
+    steps: Steps,
+    prediction_type: str = "epsilon",
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> np.ndarray:
+    """Ancestral sampling from the posterior: Ho et al. 2020 (arXiv 2006.11239), eq. 7, with its smaller variance."""
+    check_prediction_type(prediction_type, steps.alphas_cumprod)
+    x = x.astype(np.float32)
+    for index, (timestep, abar, next_abar) in enumerate(steps):
+        denoised = to_denoised(model(x, timestep), x, abar, prediction_type)
+        alpha = abar / next_abar
+        variance = (1.0 - next_abar) / (1.0 - abar) * (1.0 - alpha)
+        x = (
+            math.sqrt(next_abar) * (1.0 - alpha) / (1.0 - abar) * denoised
+            + math.sqrt(alpha) * (1.0 - next_abar) / (1.0 - abar) * x
+        )
+        if variance > 0:
+            x = x + math.sqrt(variance) * noise()
+        tell(callback, index, denoised)
+    return x
+
+
+def sample_dpmpp_2s_ancestral(
+    model: Model,
+    x: np.ndarray,
+    steps: Steps,
+    prediction_type: str = "epsilon",
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> np.ndarray:
+    """DPM-Solver++(2S), Lu et al. 2022 (arXiv 2211.01095), Algorithm 1, with ancestral noise, as k-diffusion has it.
+
+    Two evaluations a step, but for the last; the second is at the timestep of the geometric mean of the sigmas.
+    """
+    denoise = denoiser(model, prediction_type)
+    x = begin(x, steps)
+    for index, (timestep, abar, next_abar) in enumerate(steps):
+        sigma, next_sigma = sigma_of(abar), sigma_of(next_abar)
+        denoised = denoise(x, sigma, timestep)
+        down, up = _ancestral_step(sigma, next_sigma)
+        if down == 0:
+            x = denoised
+        else:
+            h = math.log(sigma / down)
+            middle = math.sqrt(sigma * down)
+            halfway = (middle / sigma) * x - math.expm1(-h / 2) * denoised
+            between = float(sigma_to_timestep(middle, steps.train_alphas_cumprod))
+            x = (down / sigma) * x - math.expm1(-h) * denoise(halfway, middle, between)
+        if up > 0:
+            x = x + noise() * up
+        tell(callback, index, denoised)
+    return end(x, steps)
+
+
+def sample_lcm(
+    model: Model,
+    x: np.ndarray,
+    steps: Steps,
+    prediction_type: str = "epsilon",
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> np.ndarray:
+    """Multistep consistency sampling: Luo et al. 2023 (arXiv 2310.04378), Algorithm 3, for a distilled model."""
+    check_prediction_type(prediction_type, steps.alphas_cumprod)
+    x = x.astype(np.float32)
+    for index, (timestep, abar, next_abar) in enumerate(steps):
+        scaled = CONSISTENCY_TIMESTEP_SCALE * timestep
+        skip = CONSISTENCY_SIGMA_DATA**2 / (scaled**2 + CONSISTENCY_SIGMA_DATA**2)
+        out = scaled / math.sqrt(scaled**2 + CONSISTENCY_SIGMA_DATA**2)
+        denoised = out * to_denoised(model(x, timestep), x, abar, prediction_type) + skip * x
+        x = denoised
+        if next_abar < 1:
+            x = math.sqrt(next_abar) * denoised + math.sqrt(1.0 - next_abar) * noise()
+        tell(callback, index, denoised)
     return x
 
 
@@ -209,7 +216,12 @@ SAMPLERS: dict[str, Sampler] = {
     "euler_ancestral": Sampler(sample_euler_ancestral, "karras", stochastic=True),
     "heun": Sampler(sample_heun, "karras", evaluations=2),
     "ddim": Sampler(sample_ddim, "ddim"),
+    "ddpm": Sampler(sample_ddpm, "ddpm", stochastic=True),
     "dpmpp_2m": Sampler(sample_dpmpp_2m, "multistep"),
+    "dpmpp_2s_ancestral": Sampler(sample_dpmpp_2s_ancestral, "karras", stochastic=True, evaluations=2),
+    "unipc": Sampler(sample_unipc, "multistep"),
+    "lms": Sampler(sample_lms, "karras"),
+    "lcm": Sampler(sample_lcm, "consistency", stochastic=True),
 }
 # MindONE's class names
 ALIASES = {
@@ -217,6 +229,9 @@ ALIASES = {
     "HeunEDMSampler": "heun",
     "EulerAncestralSampler": "euler_ancestral",
     "DPMPP2MSampler": "dpmpp_2m",
+    "DPMPP2SAncestralSampler": "dpmpp_2s_ancestral",
+    "LinearMultistepSampler": "lms",
+    "LCMSampler": "lcm",
 }
 
 

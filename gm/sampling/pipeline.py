@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from PIL import Image
 
+from gm.diffusion.denoiser import initial_latents
 from gm.diffusion.guidance import classifier_free, rescale
 from gm.diffusion.objective import check_prediction_type
-from gm.diffusion.samplers import find_sampler, initial_latents
+from gm.diffusion.samplers import find_sampler
 from gm.diffusion.steps import Steps, add_noise, inference_steps, skipped_steps
 from gm.errors import UsageError
 from gm.sampling.noise import PictureNoise

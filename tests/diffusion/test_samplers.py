@@ -3,13 +3,15 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from gm.diffusion.samplers import SAMPLERS, find_sampler, initial_latents, to_denoised
+from gm.diffusion.denoiser import initial_latents, to_denoised
+from gm.diffusion.samplers import SAMPLERS, find_sampler
 from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_snr
 from gm.diffusion.steps import SPACINGS, add_noise, inference_steps
 
 ABAR = alphas_cumprod(betas())
 ZERO_TERMINAL = alphas_cumprod(rescale_zero_terminal_snr(betas()))
 SHAPE = (2, 4, 8, 8)
+NOT_IN_DIFFUSERS = ("euler_ancestral", "sample")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -54,6 +56,27 @@ def test_samples_of_a_perfect_model_have_the_mean_and_spread_of_the_data(name, p
     steps = inference_steps(ABAR, 200, "trailing", grid=SAMPLERS[name].grid)
     latents = run(name, gaussian_model(ABAR, 0.8, 0.5, prediction_type), noise, steps, prediction_type)
     np.testing.assert_allclose([latents.mean(), latents.std()], [0.8, 0.5], rtol=0.04)
+
+
+def spread_error(name, num_steps):
+    """How far the spread of samples of a perfect model is from that of the data."""
+    noise = np.random.default_rng(0).standard_normal((1, 4, 64, 64)).astype(np.float32)
+    steps = inference_steps(ABAR, num_steps, "linspace", karras_sigmas=True, grid=SAMPLERS[name].grid)
+    return abs(run(name, gaussian_model(ABAR, 0.0, 0.5), noise, steps).std() / 0.5 - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "simpler"),
+    [
+        ("heun", "euler"),
+        ("dpmpp_2m", "euler"),
+        ("unipc", "euler"),
+        ("lms", "euler"),
+        ("dpmpp_2s_ancestral", "euler_ancestral"),
+    ],
+)
+def test_second_order_pays(name, simpler):
+    assert spread_error(name, 30) < 0.35 * spread_error(simpler, 30)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -119,9 +142,9 @@ def test_a_zero_terminal_schedule_gives_finite_latents(name, prediction_type):
     assert np.isfinite(latents).all()
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if SAMPLERS[name].grid == "ddim"])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if SAMPLERS[name].grid in ("ddim", "ddpm")])
 def test_epsilon_at_pure_noise_is_refused(name):
-    steps = inference_steps(ZERO_TERMINAL, 8, "trailing", grid="ddim")
+    steps = inference_steps(ZERO_TERMINAL, 8, "trailing", grid=SAMPLERS[name].grid)
     with pytest.raises(ValueError, match="v_prediction"):
         run(name, made_up_model, noise_like(2), steps)
 
@@ -155,6 +178,10 @@ class TestDiffusers:
         "heun": "HeunDiscreteScheduler",
         "ddim": "DDIMScheduler",
         "dpmpp_2m": "DPMSolverMultistepScheduler",
+        "ddpm": "DDPMScheduler",
+        "unipc": "UniPCMultistepScheduler",
+        "lms": "LMSDiscreteScheduler",
+        "lcm": "LCMScheduler",
     }
     # of Stable Diffusion XL's scheduler file
     CONFIG: ClassVar = {
@@ -222,21 +249,36 @@ class TestDiffusers:
 
     @pytest.mark.parametrize("num_steps", [1, 7, 20])
     @pytest.mark.parametrize("spacing", SPACINGS)
-    @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-    @pytest.mark.parametrize("name", [name for name in CLASSES if name != "lcm"])
+    @pytest.mark.parametrize(
+        ("name", "prediction_type"),
+        [
+            (name, prediction_type)
+            for name in CLASSES
+            for prediction_type in PREDICTION_TYPES
+            if name != "lcm" and (name, prediction_type) != NOT_IN_DIFFUSERS
+        ],
+    )
     def test_trajectory(self, name, prediction_type, spacing, num_steps, monkeypatch):
-        if name == "euler_ancestral" and prediction_type == "sample":
-            pytest.skip("diffusers' Euler ancestral has no x_0 prediction")
         self.compare(name, monkeypatch, prediction_type, num_steps, spacing=spacing)
 
-    @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
-    @pytest.mark.parametrize("name", ["euler", "euler_ancestral", "ddim", "dpmpp_2m"])
+    @pytest.mark.parametrize("num_steps", [1, 4, 8])
+    @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+    def test_trajectory_of_a_consistency_model(self, prediction_type, num_steps, monkeypatch):
+        self.compare("lcm", monkeypatch, prediction_type, num_steps)
+
+    @pytest.mark.parametrize(
+        ("name", "prediction_type"),
+        [
+            (name, prediction_type)
+            for name in ("euler", "euler_ancestral", "ddim", "ddpm", "dpmpp_2m", "unipc", "lcm")
+            for prediction_type in ("v_prediction", "sample")
+            if (name, prediction_type) != NOT_IN_DIFFUSERS
+        ],
+    )
     def test_trajectory_from_zero_terminal_snr(self, name, prediction_type, monkeypatch):
-        if name == "euler_ancestral" and prediction_type == "sample":
-            pytest.skip("diffusers' Euler ancestral has no x_0 prediction")
         self.compare(name, monkeypatch, prediction_type, 20, ZERO_TERMINAL, "trailing")
 
     @pytest.mark.parametrize("spacing", SPACINGS)
-    @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m"])
+    @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "unipc", "lms"])
     def test_trajectory_with_karras_sigmas(self, name, spacing, monkeypatch):
         self.compare(name, monkeypatch, "epsilon", 12, spacing=spacing, karras=True)
