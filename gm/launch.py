@@ -32,15 +32,12 @@ def start(launch: LaunchConfig) -> Device:
         SuiteError: MindSpore or the device asked for is missing, numpy is too new, several processes were started.
     """
     _refuse_several_processes()
-    if launch.threads is not None:
-        os.environ.setdefault("OMP_NUM_THREADS", str(launch.threads))  # read while MindSpore is imported
+    _limit_cores(launch.threads)
     ms, numpy_version = _import_mindspore()
     target = _choose_device(ms, launch.device_target)
     ms.set_context(mode=ms.GRAPH_MODE if launch.ms_mode == 0 else ms.PYNATIVE_MODE)
     if launch.deterministic:
         ms.set_deterministic(True)
-    if launch.threads is not None:
-        ms.device_context.cpu.op_tuning.threads_num(launch.threads)
     memory = _limit_memory(ms, target, launch.max_device_memory)
     mode = "graph mode" if launch.ms_mode == 0 else "PyNative mode"
     log.info("device %s, %s, MindSpore %s, numpy %s%s", target, mode, ms.__version__, numpy_version, memory)
@@ -55,6 +52,23 @@ def _refuse_several_processes() -> None:
                 f"{count} processes were started ({variable}={count}), but training on several devices is not in this "
                 "release: start one process, without mpirun or msrun"
             )
+
+
+def _limit_cores(count: int | None) -> None:
+    """Keep this process, and every thread it starts from now on, on ``count`` of the cores it may use.
+
+    MindSpore's own numbers of threads (``threads_num``, ``dispatch_threads_num``, ``OMP_NUM_THREADS``) leave its kernel
+    threads on the CPU as they are in 2.8 and 2.10; the cores it finds while it is imported do not.
+    """
+    if count is None:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        log.warning("--threads %d has no effect on this operating system", count)
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if count > len(cores):
+        log.warning("--threads %d: this process may use %d cores only", count, len(cores))
+    os.sched_setaffinity(0, cores[:count])
 
 
 def _import_mindspore() -> tuple[ModuleType, str]:

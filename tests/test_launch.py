@@ -16,7 +16,7 @@ from gm.launch import Device, start
 
 # What start() does lasts as long as the process, so the real one runs in a process of its own.
 PROBE = """
-import json, logging, sys
+import json, logging, os, sys
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 from gm.config.schema import LaunchConfig
 from gm.launch import start
@@ -24,7 +24,7 @@ device = start(LaunchConfig(**json.loads(sys.argv[1])))
 import mindspore as ms
 mode = {ms.GRAPH_MODE: "graph", ms.PYNATIVE_MODE: "pynative"}[ms.get_context("mode")]
 print(json.dumps([device.target, device.rank, device.size, ms.get_context("device_target"), mode,
-                  ms.get_context("deterministic")]))
+                  ms.get_context("deterministic"), len(os.sched_getaffinity(0))]))
 """
 
 
@@ -40,8 +40,8 @@ def started(**settings):
 
 
 def test_a_real_start_on_the_cpu_in_graph_mode():
-    done = started(device_target="CPU", max_device_memory="59GB", threads=2)
-    assert json.loads(done.stdout) == ["CPU", 0, 1, "CPU", "graph", "ON"]
+    done = started(device_target="CPU", max_device_memory="59GB", threads=1)
+    assert json.loads(done.stdout) == ["CPU", 0, 1, "CPU", "graph", "ON", 1]
     lines = [line for line in done.stderr.splitlines() if line.startswith("device ")]
     assert len(lines) == 1
     assert all(word in lines[0] for word in ("CPU", "graph mode", "MindSpore 2.", "numpy 1.", "59GB does not apply"))
@@ -50,7 +50,7 @@ def test_a_real_start_on_the_cpu_in_graph_mode():
 
 def test_a_real_start_in_pynative_mode():
     done = started(device_target="CPU", ms_mode=1, deterministic=False)
-    assert json.loads(done.stdout) == ["CPU", 0, 1, "CPU", "pynative", "OFF"]
+    assert json.loads(done.stdout) == ["CPU", 0, 1, "CPU", "pynative", "OFF", len(os.sched_getaffinity(0))]
 
 
 class FakeMindSpore:
@@ -65,7 +65,6 @@ class FakeMindSpore:
         self.runtime = SimpleNamespace(set_memory=lambda **limits: self.calls.append(("memory", limits)))
         self.device_context = SimpleNamespace(
             ascend=SimpleNamespace(is_available=lambda: ascend),
-            cpu=SimpleNamespace(op_tuning=SimpleNamespace(threads_num=lambda n: self.calls.append(("threads", n)))),
         )
 
     def set_device(self, *device):
@@ -114,6 +113,17 @@ def test_device_id_chooses_the_card(fake, monkeypatch):
     monkeypatch.setenv("DEVICE_ID", "5")
     start(LaunchConfig())
     assert ("device", "Ascend", 5) in mindspore.calls
+
+
+def test_threads_keep_the_process_on_as_many_of_its_cores(fake, monkeypatch, caplog):
+    kept = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 3, 5})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: kept.append(cores))
+    for threads in (None, 2, 9):
+        fake(ascend=False)
+        start(LaunchConfig(threads=threads))
+    assert kept == [[2, 3], [2, 3, 5]]
+    assert "3 cores only" in caplog.text
 
 
 def test_memory_is_limited_on_ascend_only(fake):

@@ -150,7 +150,7 @@ class LaunchConfig:
     ms_mode: int = setting(0, "0: compiled graph; 1: PyNative, for debugging", choices=(0, 1))
     max_device_memory: str | None = setting(None, 'memory to take of an Ascend device, such as "59GB"', unit="GB")
     threads: int | None = setting(
-        None, "CPU threads; default: as many as MindSpore finds cores", unit="threads", at_least=1
+        None, "CPU cores this process keeps to; default: all it may use", unit="cores", at_least=1
     )
     deterministic: bool = setting(
         True, "take only kernels that give the same bits every time; costs some speed on Ascend"
