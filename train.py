@@ -11,6 +11,10 @@ Encode the pictures and captions first, then train from the cache (the same flag
         --weight checkpoints/sd_xl_base_1.0_ms.ckpt --data_path /path/to/your/dataset \\
         --save_path_with_time False --cache_latent True --cache_text_embedding True --cache_path ./cache_data
 
+See what training would make of a folder, without training:
+
+    python train.py --task check --data_path /path/to/your/dataset
+
 The same in miniature, on any laptop:
 
     python train.py --config configs/training/tiny_sdxl.yaml --data_path /path/to/your/dataset
@@ -20,31 +24,28 @@ Exit codes: 0 done, 2 wrong usage, 1 any other failure; every error is one line.
 
 import logging
 
-from gm.config import Config, load
+from gm.config import load
 from gm.errors import run_door
 
 
 def main(arguments: list[str]) -> int | None:
-    """Parse the command line and hand over to the task."""
+    """Parse the command line, make the device ready and hand over to the task."""
     config = load(arguments, usage=__doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-    from gm import launch  # MindSpore takes seconds to import: only for a command line that can work
-
-    launch.start(config.launch)
-    return run(config)
-
-
-def run(config: Config) -> int | None:
-    """Do the task the configuration names."""
-    if config.task == "cache":
-        from gm.data import cache
-
-        return cache.build(config)
+    # Imported here, because MindSpore takes seconds to load: only for a command line that can work.
     if config.task == "check":
         from gm.data import check
 
         return check.check(config)
+
+    from gm import launch
+
+    launch.start(config.launch)
+    if config.task == "cache":
+        from gm.data import cache
+
+        return cache.build(config)
+
     from gm.training import loop
 
     return loop.train(config)

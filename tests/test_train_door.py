@@ -91,6 +91,7 @@ def test_print_config_needs_no_data():
     [
         ("train", "gm.training.loop", "train"),
         ("txt2img", "gm.training.loop", "train"),
+        ("check", "gm.data.check", "check"),
         ("cache", "gm.data.cache", "build"),
     ],
 )
@@ -105,7 +106,7 @@ def test_each_task_goes_to_its_room_with_the_whole_configuration(door, monkeypat
     (config,) = received
     assert isinstance(config, Config)
     assert (config.data.path, config.train.seed) == ("D", 9)
-    assert started == [config.launch]
+    assert started == ([] if task == "check" else [config.launch])  # checking pictures needs no device
 
 
 def test_nothing_is_done_on_a_device_that_cannot_start(door, monkeypatch):
@@ -113,6 +114,7 @@ def test_nothing_is_done_on_a_device_that_cannot_start(door, monkeypatch):
         raise SuiteError("no such device")
 
     monkeypatch.setattr("gm.launch.start", fail)
-    monkeypatch.setattr(door, "run", lambda config: pytest.fail("the task ran"))
+    loop = SimpleNamespace(train=lambda config: pytest.fail("the task ran"))
+    monkeypatch.setitem(sys.modules, "gm.training.loop", loop)
     with pytest.raises(SuiteError, match="no such device"):
         door.main(["--data_path", "D"])
