@@ -108,7 +108,7 @@ TINY_SDXL = ModelArchitecture(
         context_dim=128,
         vector_dim=64 + 6 * 256,
     ),
-    autoencoder=AutoencoderArchitecture(channels=(32, 64, 64, 64), blocks_per_level=1),
+    autoencoder=AutoencoderArchitecture(channels=(16, 32, 64, 64), blocks_per_level=1),
     text_encoders=(
         TextEncoderArchitecture(vocab_size=627, width=64, layers=2, mlp_dim=256),
         TextEncoderArchitecture(

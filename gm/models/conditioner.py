@@ -15,7 +15,7 @@ def size_embedding(time_ids: Tensor) -> Tensor:
     The numbers are original height and width, crop top and left, target height and width, in pixels (Podell et al.
     2023, section 2.2).
     """
-    batch, numbers = time_ids.shape
+    batch = time_ids.shape[0]
     return sinusoidal_embedding(time_ids.reshape(-1), SIZE_EMBEDDING_WIDTH).reshape(batch, -1)
 
 
