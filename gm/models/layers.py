@@ -5,6 +5,7 @@ All take and return float tensors of one dtype. Pictures and latents are (B, C, 
 """
 
 import math
+from collections.abc import Callable
 
 import mindspore as ms
 import numpy as np
@@ -12,24 +13,26 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops import operations as P
 
 
-def _uniform(shape: tuple[int, ...], fan_in: int, rng: np.random.Generator) -> np.ndarray:
-    bound = 1.0 / math.sqrt(fan_in)
-    return rng.uniform(-bound, bound, shape).astype(np.float32)
-
-
 class Initializer:
-    """Draws initial values in the order the layers are built; None leaves them empty for a file to fill.
-
-    Values follow torch's defaults for Linear and Conv2d: uniform in +-1/sqrt(fan_in).
-    """
+    """Draws initial values in the order the layers are built; with no generator they are zeros, for a file to fill."""
 
     current: np.random.Generator | None = None
 
     @classmethod
-    def parameter(cls, shape: tuple[int, ...], fan_in: int) -> Parameter:
-        if cls.current is None:
-            return Parameter(Tensor(np.zeros(shape, np.float32)))
-        return Parameter(Tensor(_uniform(shape, fan_in, cls.current)))
+    def uniform(cls, shape: tuple[int, ...], fan_in: int) -> Parameter:
+        """Within +-1/sqrt(fan_in), as torch begins Linear and Conv2d."""
+        bound = 1.0 / math.sqrt(fan_in)
+        return cls._parameter(shape, lambda rng: rng.uniform(-bound, bound, shape))
+
+    @classmethod
+    def normal(cls, shape: tuple[int, ...], std: float) -> Parameter:
+        """Gaussian, as CLIP begins its embeddings."""
+        return cls._parameter(shape, lambda rng: rng.normal(0.0, std, shape))
+
+    @classmethod
+    def _parameter(cls, shape: tuple[int, ...], draw: Callable[[np.random.Generator], np.ndarray]) -> Parameter:
+        values = np.zeros(shape) if cls.current is None else draw(cls.current)
+        return Parameter(Tensor(values.astype(np.float32)))
 
 
 class Linear(nn.Cell):
@@ -38,8 +41,8 @@ class Linear(nn.Cell):
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.weight = Initializer.parameter((out_features, in_features), in_features)
-        self.bias = Initializer.parameter((out_features,), in_features) if bias else None
+        self.weight = Initializer.uniform((out_features, in_features), in_features)
+        self.bias = Initializer.uniform((out_features,), in_features) if bias else None
         self.matmul = P.MatMul(transpose_b=True)
         self.bias_add = P.BiasAdd()
 
@@ -64,8 +67,8 @@ class Conv2d(nn.Cell):
     ):
         super().__init__()
         fan_in = in_channels * kernel_size * kernel_size
-        self.weight = Initializer.parameter((out_channels, in_channels, kernel_size, kernel_size), fan_in)
-        self.bias = Initializer.parameter((out_channels,), fan_in)
+        self.weight = Initializer.uniform((out_channels, in_channels, kernel_size, kernel_size), fan_in)
+        self.bias = Initializer.uniform((out_channels,), fan_in)
         self.conv = P.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
         self.bias_add = P.BiasAdd()
 
@@ -105,10 +108,7 @@ class Embedding(nn.Cell):
 
     def __init__(self, count: int, width: int):
         super().__init__()
-        self.weight = Parameter(Tensor(np.zeros((count, width), np.float32)))
-        if Initializer.current is not None:
-            values = Initializer.current.normal(0.0, 0.02, (count, width)).astype(np.float32)
-            self.weight.set_data(Tensor(values))
+        self.weight = Initializer.normal((count, width), std=0.02)
 
     def construct(self, indices: Tensor) -> Tensor:
         return ops.gather(self.weight, indices, 0)
@@ -126,6 +126,13 @@ class Identity(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return x
+
+
+def zeroed(layer: nn.Cell) -> nn.Cell:
+    """A layer that begins at zero, so that the residual branch it ends begins as nothing (``zero_module``)."""
+    for parameter in layer.get_parameters():
+        parameter.set_data(ops.zeros_like(parameter))
+    return layer
 
 
 def gelu(x: Tensor) -> Tensor:

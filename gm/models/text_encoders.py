@@ -134,8 +134,8 @@ class OpenCLIPAttention(nn.Cell):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.in_proj_weight = Initializer.parameter((3 * width, width), width)
-        self.in_proj_bias = Initializer.parameter((3 * width,), width)
+        self.in_proj_weight = Initializer.uniform((3 * width, width), width)
+        self.in_proj_bias = Initializer.uniform((3 * width,), width)
         self.out_proj = Linear(width, width)
         self.attention = MultiHeadAttention(heads, HEAD_WIDTH, causal=True)
         self.width = width
@@ -195,10 +195,10 @@ class OpenCLIPTextModel(nn.Cell):
     def __init__(self, arch: TextEncoderArchitecture):
         super().__init__()
         self.token_embedding = Embedding(arch.vocab_size, arch.width)
-        self.positional_embedding = Initializer.parameter((arch.max_length, arch.width), arch.width)
+        self.positional_embedding = Initializer.normal((arch.max_length, arch.width), std=0.01)
         self.transformer = OpenCLIPTransformer(arch)
         self.ln_final = LayerNorm(arch.width)
-        self.text_projection = Initializer.parameter((arch.width, arch.projection_dim), arch.width)
+        self.text_projection = Initializer.uniform((arch.width, arch.projection_dim), arch.width)
         # Part of the checkpoint, used only for CLIP's contrastive loss.
         self.logit_scale = Parameter(Tensor(np.float32(np.log(1 / 0.07))), requires_grad=False)
 

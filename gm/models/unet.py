@@ -18,6 +18,7 @@ from gm.models.layers import (
     gelu,
     sinusoidal_embedding,
     upsample_nearest,
+    zeroed,
 )
 
 
@@ -31,7 +32,12 @@ class ResidualBlock(nn.Cell):
         )
         self.emb_layers = nn.CellList([SiLU(), Linear(time_dim, out_channels)])
         self.out_layers = nn.CellList(
-            [GroupNorm(groups, out_channels), SiLU(), Identity(), Conv2d(out_channels, out_channels, 3, padding=1)]
+            [
+                GroupNorm(groups, out_channels),
+                SiLU(),
+                Identity(),
+                zeroed(Conv2d(out_channels, out_channels, 3, padding=1)),
+            ]
         )
         self.skip_connection = Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
 
@@ -95,7 +101,7 @@ class SpatialTransformer(nn.Cell):
         self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.CellList([TransformerBlock(channels, context_dim, heads) for _ in range(depth)])
-        self.proj_out = Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
+        self.proj_out = zeroed(Linear(channels, channels) if linear else Conv2d(channels, channels, 1))
 
     def construct(self, x: Tensor, context: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -190,7 +196,7 @@ class UNet(nn.Cell):
                 stages.append(block)
         self.output_blocks, self.output_takes = _numbered(stages)
         self.out = nn.CellList(
-            [GroupNorm(arch.norm_groups, first), SiLU(), Conv2d(first, arch.out_channels, 3, padding=1)]
+            [GroupNorm(arch.norm_groups, first), SiLU(), zeroed(Conv2d(first, arch.out_channels, 3, padding=1))]
         )
 
     def _block(self, in_channels: int, out_channels: int, depth: int) -> Layers:

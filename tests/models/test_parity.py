@@ -26,6 +26,7 @@ from diffusers.loaders import single_file_utils as single_file  # noqa: E402
 pytestmark = pytest.mark.reference
 
 TOLERANCE = 1e-4  # largest error, relative to the largest value
+GRADIENT_TOLERANCE = 1e-3  # norm of the error of a parameter's gradient, relative to the gradient's
 
 TINY = shapes.TINY_SDXL
 UNETS = {
@@ -57,11 +58,12 @@ def graph_mode():
 
 
 def shake(cell: ms.nn.Cell, seed: int) -> None:
-    """Give norms and biases values too, so that leaving one out cannot go unseen."""
+    """Give values to norms, biases and what begins at zero, so that leaving one out cannot go unseen."""
     rng = np.random.default_rng(seed)
     for parameter in cell.get_parameters():
-        if len(parameter.shape) == 1:
-            value = parameter.asnumpy() + 0.2 * rng.normal(size=parameter.shape)
+        value = parameter.asnumpy()
+        if value.ndim == 1 or not value.any():
+            value = value + 0.2 * rng.normal(size=value.shape) / np.sqrt(max(1, value[0].size))
             parameter.set_data(ms.Tensor(value.astype(np.float32)))
 
 
@@ -123,6 +125,46 @@ def reference_unet(arch: shapes.UNetArchitecture, ours: ms.nn.Cell) -> "torch.nn
     return theirs
 
 
+class Probe(ms.nn.Cell):
+    """A scalar with a different slope for every output, so that every gradient has to be right."""
+
+    def __init__(self, network: ms.nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, slopes, *inputs):
+        return (self.network(*inputs) * slopes).sum()
+
+
+class Gradients(ms.nn.Cell):
+    def __init__(self, network: ms.nn.Cell, trained: list):
+        super().__init__(auto_prefix=False)
+        self.probe = Probe(network)
+        self.trained = ms.ParameterTuple(trained)
+        self.gradients = ms.ops.GradOperation(get_by_list=True)
+
+    def construct(self, slopes, *inputs):
+        return self.gradients(self.probe, self.trained)(slopes, *inputs)
+
+
+def our_gradients(network: ms.nn.Cell, owner: ms.nn.Cell, prefix: str, slopes, *inputs) -> dict:
+    """Gradients of all parameters of ``owner`` under their names, as torch tensors (zeros where unused)."""
+    trained = owner.trainable_params()
+    gradients = Gradients(network, trained)(slopes, *inputs)
+    named = zip((p.name for p in trained), gradients)
+    return {name: torch.from_numpy(value.asnumpy().copy()) for name, value in named if name.startswith(prefix)}
+
+
+def assert_gradients_close(ours: dict, theirs: "torch.nn.Module") -> None:
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.grad is not None}
+    assert len(expected) > 20
+    # A key's bias has no gradient at all (softmax ignores it): what is computed there is rounding.
+    rounding = 1e-6 * max(gradient.norm() for gradient in expected.values())
+    for name, gradient in expected.items():
+        error = (ours[name].reshape(gradient.shape) - gradient).norm()
+        assert error <= GRADIENT_TOLERANCE * gradient.norm() + rounding, name
+
+
 @pytest.mark.parametrize("name", UNETS)
 def test_unet_equals_diffusers(name):
     arch = UNETS[name]
@@ -140,14 +182,15 @@ def test_unet_equals_diffusers(name):
         vector = rng.normal(size=(2, arch.vector_dim))
         inputs.append(tensor(vector))
         added = {"text_embeds": torch.tensor(vector).float(), "time_ids": torch.zeros(2, 0)}
-    with torch.no_grad():
-        expected = theirs(
-            torch.tensor(latents).float(),
-            torch.tensor(timesteps),
-            torch.tensor(context).float(),
-            added_cond_kwargs=added,
-        ).sample
+    expected = theirs(
+        torch.tensor(latents).float(), torch.tensor(timesteps), torch.tensor(context).float(), added_cond_kwargs=added
+    ).sample
     assert_close(ours(*inputs), expected)
+
+    slopes = rng.normal(size=expected.shape)
+    (expected * torch.tensor(slopes).float()).sum().backward()
+    gradients = our_gradients(ours, ours, UNET_PREFIX, tensor(slopes), *inputs)
+    assert_gradients_close(single_file.convert_ldm_unet_checkpoint(gradients, theirs.config), theirs)
 
 
 def test_conditioning_vector_equals_diffusers():
@@ -178,11 +221,18 @@ def test_autoencoder_equals_diffusers():
     theirs.load_state_dict(single_file.convert_ldm_vae_checkpoint(checkpoint, theirs.config), strict=True)
     rng = np.random.default_rng(7)
     pictures, latents = rng.uniform(-1, 1, (2, 3, 64, 48)), rng.normal(size=(2, 4, 8, 6))
-    with torch.no_grad():
-        moments = theirs.encode(torch.tensor(pictures).float()).latent_dist.parameters
-        decoded = theirs.decode(torch.tensor(latents).float()).sample
-    assert_close(AutoencoderEncoder(ours)(tensor(pictures)), moments)
-    assert_close(AutoencoderDecoder(ours)(tensor(latents)), decoded)
+    moments = theirs.encode(torch.tensor(pictures).float()).latent_dist.parameters
+    decoded = theirs.decode(torch.tensor(latents).float()).sample
+    for network, given, expected in (
+        (AutoencoderEncoder(ours), pictures, moments),
+        (AutoencoderDecoder(ours), latents, decoded),
+    ):
+        assert_close(network(tensor(given)), expected)
+        slopes = rng.normal(size=expected.shape)
+        theirs.zero_grad()
+        (expected * torch.tensor(slopes).float()).sum().backward()
+        gradients = our_gradients(network, ours, AUTOENCODER_PREFIX, tensor(slopes), tensor(given))
+        assert_gradients_close(single_file.convert_ldm_vae_checkpoint(gradients, theirs.config), theirs)
 
 
 @pytest.fixture
