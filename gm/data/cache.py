@@ -27,7 +27,7 @@ from gm.data.encoders import Encoders, NetworkEncoders
 from gm.data.folder import Sample
 from gm.data.geometry import Geometry
 from gm.data.notes import FileNotes, hash_file
-from gm.data.prefetch import ahead
+from gm.data.prefetch import ahead, for_each
 from gm.data.tokens import Tokenizers
 from gm.data.transforms import BadPictureError, Framing
 from gm.errors import SuiteError
@@ -312,10 +312,9 @@ def _content_hashes(samples: Sequence[Sample], notes: FileNotes) -> dict[str, st
         except OSError as error:
             raise SuiteError(f"picture {sample.id} cannot be read any more ({error.strerror}): run again") from None
 
-    with ThreadPoolExecutor(4) as pool:
-        contents = {sample.id: value for sample, value in zip(samples, pool.map(content, samples))}
+    contents = for_each(content, samples, workers=4)
     notes.save()
-    return contents
+    return {sample.id: value for sample, value in zip(samples, contents)}
 
 
 def _complain(path: str, what: str, lacking: list[str], needed: int) -> None:

@@ -3,12 +3,12 @@
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from gm.data.buckets import Size
 from gm.data.captions import caption_lines, listed_captions
+from gm.data.prefetch import for_each
 from gm.data.transforms import BadPictureError, picture_size
 from gm.errors import SuiteError
 from gm.files import write_text
@@ -69,8 +69,7 @@ def inspect(path: str | Path, missing_caption: str = "error") -> tuple[list[Samp
     known = set(pictures)
     gone = [(id, source) for id, (_, source) in listed.items() if id not in known]
     problems = [Problem(id, f"listed in {source} but not there") for id, source in gone]
-    with ThreadPoolExecutor(8) as pool:  # the time goes into waiting for the disk
-        sizes = list(pool.map(_size_or_reason, (root / id for id in pictures)))
+    sizes = for_each(_size_or_reason, [root / id for id in pictures], workers=8)
     samples = []
     for id, size in zip(pictures, sizes):
         captions = _captions(root, id, listed, texts, missing_caption)

@@ -7,7 +7,7 @@ from gm.data import cache, folder
 from gm.data.batches import FIELDS, Batches
 from gm.errors import SuiteError, UsageError
 
-FRESH = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FRESH = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

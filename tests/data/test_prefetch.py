@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gm.data.prefetch import Prefetcher, ahead
+from gm.data.prefetch import Prefetcher, ahead, for_each
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -15,6 +15,11 @@ def test_results_come_in_order_whatever_takes_longest(workers):
 
     with ThreadPoolExecutor(workers) as pool:
         assert list(ahead(pool, work, range(20), 6)) == list(range(20))
+
+
+@pytest.mark.parametrize("count", [0, 1, 64, 65, 200])
+def test_chunks_lose_nothing(count):
+    assert for_each(str, range(count), 3) == [str(item) for item in range(count)]
 
 
 def test_only_so_much_is_begun_ahead():

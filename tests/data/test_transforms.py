@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageOps
 
 from gm.data.buckets import SDXL_SIZES, nearest
@@ -74,6 +77,17 @@ def test_a_thread_of_a_picture_needs_no_huge_one(tmp_path):
     assert pixels.shape == (3, 512, 2048)
     assert (pixels[0] == 1).all()
     assert (pixels[1] == -1).all()
+
+
+def test_a_photograph_keeps_its_content():
+    with get_sample_data("grace_hopper.jpg") as file:
+        path = Path(file.name)
+    size = picture_size(path)
+    assert size == (600, 512)
+    framed = decode(path, frame(size, (256, 256)))
+    with Image.open(path) as photograph:
+        reference = photograph.crop((0, 44, 512, 556)).resize((256, 256), Image.Resampling.BOX)
+    assert np.abs(framed - (np.asarray(reference).transpose(2, 0, 1) / 127.5 - 1)).mean() < 0.02
 
 
 RED = (255, 0, 0)
