@@ -11,7 +11,8 @@ from gm.config import Config
 from gm.config.schema import DiffusionConfig
 from gm.data import cache as stored
 from gm.data import folder, transforms
-from gm.data.cache import EMPTY, Cache
+from gm.data.cache import Cache
+from gm.data.cache_plan import EMPTY
 from gm.data.encoders import Encoders, NetworkEncoders
 from gm.data.folder import Sample
 from gm.data.geometry import Geometry

@@ -9,25 +9,21 @@ found again is never made again.
     <cache.path>/pictures.json, weights.json   hashes of files that have not changed since
 """
 
-import hashlib
-import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from gm.config import Config
 from gm.data import folder, transforms
-from gm.data.cache_store import ShardStore, damaged, shard_name
-from gm.data.encoders import Encoders, NetworkEncoders
+from gm.data.cache_plan import Plan
+from gm.data.cache_store import damaged, shard_name
+from gm.data.encoders import Encoders
 from gm.data.folder import Sample
-from gm.data.geometry import Geometry
-from gm.data.notes import FileNotes, hash_file
-from gm.data.prefetch import ahead, for_each
+from gm.data.prefetch import ahead
 from gm.data.tokens import Tokenizers
 from gm.data.transforms import BadPictureError, Framing
 from gm.errors import SuiteError
@@ -36,92 +32,8 @@ SHARD_ENTRIES = 256  # a multiple of every batch below; 67 MB of latents or 81 M
 TEXT_BATCH = 32
 PIXELS_PER_BATCH = 4 * 1024 * 1024
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
-EMPTY = ""  # the caption of a sample whose caption is dropped
-FORMAT = 1  # counted up when entries change their meaning
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Names of entries: hashes of everything an entry depends on."""
-
-    picture_hash: str
-    text_hash: str
-    dtype: str
-
-    def latents(self, content: str, framing: Framing) -> str:
-        """Of the picture with the bytes' hash ``content``, framed like that."""
-        how = [transforms.FILTER, *framing.resized, framing.top, framing.left, *framing.target, framing.flip]
-        return _hash("latents", content, how, self.picture_hash, self.dtype)
-
-    def text(self, caption: str) -> str:
-        return _hash("text", caption, self.text_hash, self.dtype)
-
-
-@dataclass
-class _Inputs:
-    """What both building and reading start from."""
-
-    samples: list[Sample]
-    geometry: Geometry
-    encoders: Encoders
-    tokenizers: Tokenizers
-    keys: Keys
-    latents: ShardStore
-    texts: ShardStore
-    contents: dict[str, str]  # sample id -> hash of the picture file
-    variants: int
-
-    @classmethod
-    def gather(
-        cls, config, samples: list[Sample], encoders: Encoders | None, tokenizers: Tokenizers | None
-    ) -> "_Inputs":
-        path = Path(config.cache.path)
-        encoders = encoders or NetworkEncoders(config)
-        tokenizers = tokenizers or Tokenizers.load(config.model.tokenizer, config.model.tokenizer_2)
-        geometry = Geometry.of(config)
-        keys = Keys(encoders.picture_hash, _hash(encoders.text_hash, tokenizers.hash), config.cache.dtype)
-        contents = _content_hashes(samples, FileNotes(path / "pictures.json"))
-        return cls(
-            samples,
-            geometry,
-            encoders,
-            tokenizers,
-            keys,
-            ShardStore(path / "latents"),
-            ShardStore(path / "texts"),
-            contents,
-            variants=config.cache.variants if geometry.varies else 1,
-        )
-
-    def latent_key(self, sample: Sample, variant: int) -> tuple[str, Framing]:
-        framing = self.geometry.framing(sample, variant)
-        return self.keys.latents(self.contents[sample.id], framing), framing
-
-    def needed_latents(self) -> dict[str, tuple[Sample, Framing]]:
-        needed: dict[str, tuple[Sample, Framing]] = {}
-        for sample in self.samples:
-            for variant in range(self.variants):
-                key, framing = self.latent_key(sample, variant)
-                needed.setdefault(key, (sample, framing))
-        return needed
-
-    def refused_samples(self) -> dict[str, str]:
-        """Ids of samples whose picture is known to be broken, with the reason."""
-        refused = self.latents.refused
-        if not refused:
-            return {}
-        keys = (
-            (sample.id, self.latent_key(sample, variant)[0])
-            for sample in self.samples
-            for variant in range(self.variants)
-        )
-        return {id: refused[key] for id, key in keys if key in refused}
-
-    def needed_texts(self) -> dict[str, str]:
-        captions = {caption for sample in self.samples for caption in sample.captions} | {EMPTY}
-        return {self.keys.text(caption): caption for caption in captions}
 
 
 def build(
@@ -139,16 +51,16 @@ def build(
     """
     both = config.cache.latent == config.cache.text_embedding
     samples = folder.scan(config.data.path, config.data.missing_caption, config.data.on_bad_sample)
-    inputs = _Inputs.gather(config, samples, encoders, tokenizers)
-    pictures = inputs.needed_latents() if both or config.cache.latent else {}
-    captions = inputs.needed_texts() if both or config.cache.text_embedding else {}
-    work = _Work(config, inputs, rank, ranks, progress)
-    for store in (inputs.latents, inputs.texts):
+    plan = Plan.gather(config, samples, encoders, tokenizers)
+    pictures = plan.needed_latents() if both or config.cache.latent else {}
+    captions = plan.needed_texts() if both or config.cache.text_embedding else {}
+    work = _Work(config, plan, rank, ranks, progress)
+    for store in (plan.latents, plan.texts):
         store.remove_leftovers()
         for path in store.remove_damaged():
             log.warning("cache: %s is damaged; it is made again", path)
     made = work.encode_pictures(pictures), work.encode_captions(captions)
-    for store in (inputs.latents, inputs.texts):
+    for store in (plan.latents, plan.texts):
         store.save_index()
     did = f"{made[0]} and {made[1]} encoded now" if any(made) else "all there: nothing to do"
     log.info("cache %s: %d pictures and %d captions needed, %s", config.cache.path, len(pictures), len(captions), did)
@@ -157,8 +69,8 @@ def build(
 class _Work:
     """The encoding of what is missing, shard by shard."""
 
-    def __init__(self, config: Config, inputs: _Inputs, rank: int, ranks: int, progress: bool):
-        self.inputs = inputs
+    def __init__(self, config: Config, plan: Plan, rank: int, ranks: int, progress: bool):
+        self.plan = plan
         self.dtype = DTYPES[config.cache.dtype]
         self.skip = config.data.on_bad_sample == "skip"
         self.workers = max(1, config.data.num_parallel_workers)
@@ -167,7 +79,7 @@ class _Work:
 
     def encode_pictures(self, needed: Mapping[str, tuple[Sample, Framing]]) -> int:
         """Returns how many were encoded."""
-        store = self.inputs.latents
+        store = self.plan.latents
         self._refuse({key: needed[key][0].id for key in needed if key in store.refused}, store.refused)
         missing: dict[str, list[str]] = {}
         for key in sorted(key for key in needed if key not in store and key not in store.refused):
@@ -181,32 +93,32 @@ class _Work:
             size = max(_picture_batch(needed[key][1]) for key in every)
             decoded = ahead(pool, lambda key: _decode(*needed[key]), every, 2 * size)
             for label, keys in shards:
-                framing = needed[keys[0]][1]
                 entries, reasons = {}, {}
-                for batch in _batches(zip(keys, decoded), _picture_batch(framing)):
+                size = _picture_batch(needed[keys[0]][1])
+                for batch in _batches(zip(keys, decoded), size):
                     reasons |= {key: picture for key, picture in batch if isinstance(picture, str)}
-                    good = [(key, picture) for key, picture in batch if not isinstance(picture, str)]
-                    if good:
-                        pictures = _padded([picture for _, picture in good], _picture_batch(framing))
-                        moments = self.inputs.encoders.encode_pictures(pictures)
-                        for (key, _), value in zip(good, moments):
-                            entries[key] = {"moments": self._finite(value, f"picture {needed[key][0].id}")}
+                    good = {key: picture for key, picture in batch if not isinstance(picture, str)}
+                    for key, moments in zip(good, self._moments(list(good.values()), size)):
+                        entries[key] = {"moments": self._finite(moments, f"picture {needed[key][0].id}")}
                     bar.update(len(batch))
                 self._refuse({key: needed[key][0].id for key in reasons}, reasons)
                 store.write(label, entries, reasons)
         return len(every)
 
+    def _moments(self, pictures: list[np.ndarray], size: int) -> Iterable[np.ndarray]:
+        return self.plan.encoders.encode_pictures(np.stack(_filled(pictures, size))) if pictures else ()
+
     def encode_captions(self, needed: Mapping[str, str]) -> int:
         """Returns how many were encoded."""
-        store = self.inputs.texts
+        store = self.plan.texts
         shards = self._shards({"text": sorted(key for key in needed if key not in store)})
         with self._bar(sum(len(keys) for _, keys in shards), "caption") as bar:
             for label, keys in shards:
                 entries = {}
                 for batch in _batches(keys, TEXT_BATCH):
                     captions = [needed[key] for key in batch]
-                    ids = self.inputs.tokenizers.encode(_filled(captions, TEXT_BATCH))
-                    for key, caption, context, pooled in zip(batch, captions, *self.inputs.encoders.encode_text(*ids)):
+                    ids = self.plan.tokenizers.encode(_filled(captions, TEXT_BATCH))
+                    for key, caption, context, pooled in zip(batch, captions, *self.plan.encoders.encode_text(*ids)):
                         name = f"caption {caption!r}"
                         entries[key] = {"context": self._finite(context, name), "pooled": self._finite(pooled, name)}
                     bar.update(len(batch))
@@ -220,12 +132,7 @@ class _Work:
         if nothing had been there, and belongs to the same rank.
         """
         shards = [(label, keys) for label, every in missing.items() for keys in _batches(every, SHARD_ENTRIES)]
-        return [
-            (label, keys)
-            for label, keys in shards
-            if int(hashlib.blake2b(shard_name(label, keys).encode(), digest_size=8).hexdigest(), 16) % self.ranks
-            == self.rank
-        ]
+        return [shard for shard in shards if zlib.crc32(shard_name(*shard).encode()) % self.ranks == self.rank]
 
     def _finite(self, value: np.ndarray, name: str) -> np.ndarray:
         with np.errstate(over="ignore"):
@@ -238,10 +145,7 @@ class _Work:
 
     def _refuse(self, names: Mapping[str, str], reasons: Mapping[str, str]) -> None:
         if names and not self.skip:
-            told = ", ".join(
-                f"{name} ({reasons[key]})" for key, name in sorted(names.items(), key=lambda item: item[1])
-            )
-            raise SuiteError(f"broken pictures: {told}; mend or remove them, or go on with --on_bad_sample skip")
+            raise _broken({name: reasons[key] for key, name in names.items()})
         for key, name in names.items():
             log.warning("cache: %s left out: %s", name, reasons[key])
 
@@ -260,61 +164,52 @@ def open(
     ``cache.text_embedding``). Raises SuiteError that names what is missing."""
     if samples is None:
         samples = folder.scan(config.data.path, config.data.missing_caption, config.data.on_bad_sample)
-    inputs = _Inputs.gather(config, samples, encoders, tokenizers)
-    for path in inputs.latents.damaged + inputs.texts.damaged:
+    plan = Plan.gather(config, samples, encoders, tokenizers)
+    for path in plan.latents.damaged + plan.texts.damaged:
         raise damaged(path)
     if config.cache.latent:
-        needed = inputs.needed_latents()
-        refused = inputs.refused_samples()
+        needed = plan.needed_latents()
+        refused = plan.refused_samples()
         if refused and config.data.on_bad_sample != "skip":
-            told = ", ".join(f"{name} ({reason})" for name, reason in sorted(refused.items()))
-            raise SuiteError(f"broken pictures: {told}; mend or remove them, or go on with --on_bad_sample skip")
-        inputs.samples = [sample for sample in samples if sample.id not in refused]
-        lacking = [
-            item[0].id for key, item in needed.items() if key not in inputs.latents and item[0].id not in refused
-        ]
+            raise _broken(refused)
+        plan.samples = [sample for sample in samples if sample.id not in refused]
+        there = (plan.latents, plan.latents.refused)
+        lacking = [sample.id for key, (sample, _) in needed.items() if not any(key in entries for entries in there)]
         _complain(config.cache.path, "latents of pictures", lacking, len(needed))
     if config.cache.text_embedding:
-        needed = inputs.needed_texts()
-        lacking = [repr(caption) for key, caption in needed.items() if key not in inputs.texts]
+        needed = plan.needed_texts()
+        lacking = [repr(caption) for key, caption in needed.items() if key not in plan.texts]
         _complain(config.cache.path, "states of captions", lacking, len(needed))
-    return Cache(inputs, config.cache.latent, config.cache.text_embedding)
+    return Cache(plan, config.cache.latent, config.cache.text_embedding)
 
 
 class Cache:
     """Read access; all arrays come back as float32. ``samples`` are the usable ones."""
 
-    def __init__(self, inputs: _Inputs, has_latents: bool, has_texts: bool):
-        self._inputs = inputs
-        self.samples = inputs.samples
+    def __init__(self, plan: Plan, has_latents: bool, has_texts: bool):
+        self._plan = plan
+        self.samples = plan.samples
         self.has_latents = has_latents
         self.has_texts = has_texts
 
     def framing(self, sample: Sample, epoch: int) -> Framing:
         """How the sample is framed in that epoch: the variants take turns."""
-        return self._inputs.geometry.framing(sample, epoch % self._inputs.variants)
+        return self._plan.geometry.framing(sample, epoch % self._plan.variants)
 
     def moments(self, sample: Sample, epoch: int) -> np.ndarray:
         """Mean and log variance of the VAE's posterior: (8, h, w) float32."""
-        key, _ = self._inputs.latent_key(sample, epoch % self._inputs.variants)
-        return self._inputs.latents.read(key)["moments"].astype(np.float32)
+        key, _ = self._plan.latent_key(sample, epoch % self._plan.variants)
+        return self._plan.latents.read(key)["moments"].astype(np.float32)
 
     def text(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
         """Context (77, C) and pooled (P,) float32 of a caption; "" is the empty prompt."""
-        entry = self._inputs.texts.read(self._inputs.keys.text(caption))
+        entry = self._plan.texts.read(self._plan.keys.text(caption))
         return entry["context"].astype(np.float32), entry["pooled"].astype(np.float32)
 
 
-def _content_hashes(samples: Sequence[Sample], notes: FileNotes) -> dict[str, str]:
-    def content(sample: Sample) -> str:
-        try:
-            return notes.remember(sample.picture_path, "bytes", hash_file)
-        except OSError as error:
-            raise SuiteError(f"picture {sample.id} cannot be read any more ({error.strerror}): run again") from None
-
-    contents = for_each(content, samples, workers=4)
-    notes.save()
-    return {sample.id: value for sample, value in zip(samples, contents)}
+def _broken(reasons: Mapping[str, str]) -> SuiteError:
+    told = ", ".join(f"{name} ({reason})" for name, reason in sorted(reasons.items()))
+    return SuiteError(f"broken pictures: {told}; mend or remove them, or go on with --on_bad_sample skip")
 
 
 def _complain(path: str, what: str, lacking: list[str], needed: int) -> None:
@@ -355,11 +250,3 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
 def _filled(items: list, size: int) -> list:
     """Repeat the last item up to ``size``: one shape, one compile."""
     return items + items[-1:] * (size - len(items))
-
-
-def _padded(pictures: list[np.ndarray], size: int) -> np.ndarray:
-    return np.stack(_filled(pictures, size))
-
-
-def _hash(*parts) -> str:
-    return hashlib.blake2b(json.dumps([FORMAT, *parts]).encode(), digest_size=16).hexdigest()
