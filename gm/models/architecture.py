@@ -97,6 +97,13 @@ class ModelArchitecture:
     text_encoders: tuple[TextEncoderArchitecture, ...] = (CLIP_L, OPEN_CLIP_BIG_G)
     size_numbers: int = 6  # base: original, crop and target sizes; refiner: original, crop, aesthetic score (5)
 
+    @property
+    def latent_scale(self) -> float:
+        """What latents are multiplied by for the UNet; known even of a file without its autoencoder."""
+        if self.autoencoder is not None:
+            return self.autoencoder.scale_factor
+        return 0.18215 if self.name in ("sd-1", "sd-2") else 0.13025
+
 
 TINY_SDXL = ModelArchitecture(
     name="sdxl-like",

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import ParameterTuple, Tensor, nn, ops
 
 from gm.training import gradients
 from gm.training.ema import EMA
@@ -86,6 +85,61 @@ class TrainStep(nn.Cell):
             weight,
         )
         return loss, raw_loss, self.update(grads, loss, lr)
+
+    def take(self, parts: Sequence[tuple[Tensor, ...]], lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Update with the one batch in ``parts``."""
+        (batch,) = parts
+        return self(*batch, lr)
+
+
+class Gather(nn.Cell):
+    """Adds ``share`` of a batch's gradients to ``sums``; returns that share of its weighted and its plain loss."""
+
+    def __init__(self, loss: DiffusionLoss, trained: ParameterTuple, sums: ParameterTuple, share: float):
+        super().__init__(auto_prefix=False)
+        self.sums, self.share = sums, share
+        self.loss_and_gradients = ops.value_and_grad(loss, None, trained, has_aux=True)
+
+    def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        (loss, raw_loss), grads = self.loss_and_gradients(*batch)
+        for total, gradient in zip(self.sums, grads):
+            ops.assign_add(total, gradient * self.share)
+        return loss * self.share, raw_loss * self.share
+
+
+class Apply(nn.Cell):
+    """Updates with the summed gradients and starts the sums anew; returns the gradients' global norm."""
+
+    def __init__(self, update: Update, sums: ParameterTuple):
+        super().__init__(auto_prefix=False)
+        self.update, self.sums = update, sums
+
+    def construct(self, loss: Tensor, lr: Tensor) -> Tensor:
+        norm = self.update(self.sums, loss, lr)
+        for total in self.sums:
+            ops.assign(total, ops.depend(ops.zeros_like(total), norm))
+        return norm
+
+
+class AccumulatingStep:
+    """Several batches, one update: what ``TrainStep`` does with one batch of all their samples."""
+
+    def __init__(
+        self, loss: DiffusionLoss, optimizer: AdamW, max_grad_norm: float | None, ema: EMA | None, batches: int
+    ):
+        sums = optimizer.trained.clone(prefix="gradient", init="zeros")
+        self.gather = Gather(loss, optimizer.trained, sums, 1.0 / batches)
+        self.apply = Apply(Update(optimizer, max_grad_norm, ema), sums)
+
+    def set_train(self) -> None:
+        self.gather.set_train()
+        self.apply.set_train()
+
+    def take(self, parts: Sequence[tuple[Tensor, ...]], lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Update with the batches in ``parts``; returns what ``TrainStep`` does."""
+        losses, raw_losses = zip(*(self.gather(*batch) for batch in parts))
+        loss = sum(losses)
+        return loss, sum(raw_losses), self.apply(loss, lr)
 
 
 def tensors(batch: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:

@@ -106,8 +106,11 @@ def as_tensor(weights: WeightFile, name: str, dtype: ms.Type) -> Tensor:
     return Tensor(array, dtype)
 
 
-def write_parameters(path: str | Path, parameters: nn.Cell | Iterable[Parameter]) -> None:
-    """Write parameters as a ``.ckpt`` under their names, in their own types, whole or not at all."""
+def write_parameters(path: str | Path, parameters: nn.Cell | Iterable[Parameter], without: str = "") -> None:
+    """Write parameters as a ``.ckpt`` in their own types, whole or not at all.
+
+    Under their names, less the prefix ``without`` (``ema.`` makes an average a model).
+    """
     if isinstance(parameters, nn.Cell):
         parameters = parameters.get_parameters()
     with replacing(path) as file:
@@ -118,4 +121,9 @@ def write_parameters(path: str | Path, parameters: nn.Cell | Iterable[Parameter]
             values = parameter.get_bytes() if tag == "BF16" else parameter.asnumpy()
             if isinstance(values, np.ndarray):
                 values = np.ascontiguousarray(values, NUMPY_TYPES[tag])
-            writer.add(parameter.name, tuple(parameter.shape), tag, [values] if math.prod(parameter.shape) else [])
+            writer.add(
+                parameter.name.removeprefix(without),
+                tuple(parameter.shape),
+                tag,
+                [values] if math.prod(parameter.shape) else [],
+            )

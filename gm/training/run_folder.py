@@ -1,0 +1,95 @@
+"""Where a run keeps what it makes.
+
+<run>/config.yaml  log.txt  metrics.jsonl  tensorboard/  plots/loss.png  weights/unet_N.ckpt  state/step_N/  latest
+"""
+
+import logging
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+from gm.config.schema import TrainConfig
+from gm.errors import SuiteError, UsageError
+from gm.files import write_text
+
+log = logging.getLogger(__name__)
+
+
+def choose(config: TrainConfig) -> Path:
+    """The folder of the run: ``save_path/run_name``, else ``save_path/<start time>``, else ``save_path`` itself."""
+    path = Path(config.save_path)
+    if config.run_name:
+        return path / config.run_name
+    if config.save_path_with_time:
+        return path / datetime.now().strftime("%Y.%m.%d-%H.%M.%S")
+    return path
+
+
+class RunFolder:
+    """The files of one run. ``resumed`` is the state folder to go on from, or None for a new run."""
+
+    def __init__(self, path: Path, resumed: Path | None = None):
+        self.path, self.resumed = path, resumed
+
+    @classmethod
+    def open(cls, config: TrainConfig) -> "RunFolder":
+        """A new folder, or the one ``--resume`` names.
+
+        Raises:
+            SuiteError: the folder has a run already; nothing to resume from.
+        """
+        if not config.resume:
+            path = choose(config)
+            if (path / "latest").exists() or (path / "metrics.jsonl").exists():
+                raise SuiteError(
+                    f"{path} has a run already: go on with --resume latest, choose another --run_name, or remove it"
+                )
+            return cls(path)
+        if config.resume == "latest":
+            path = latest_run(config)
+            state = path / "state" / (path / "latest").read_text(encoding="utf-8").strip()
+        else:
+            state = Path(config.resume)
+            path = state.parent.parent
+        if not (state / "state.json").is_file():
+            raise SuiteError(f"{state} is no saved state of a run: name a folder state/step_N, or latest")
+        return cls(path, state)
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def weights(self, step: int, average: bool = False) -> Path:
+        return self.path / "weights" / f"unet_{'ema_' if average else ''}{step}.ckpt"
+
+    def state(self, step: int) -> Path:
+        return self.path / "state" / f"step_{step}"
+
+    def saved_steps(self) -> list[int]:
+        """Steps with a complete state, oldest first."""
+        names = [path.name.removeprefix("step_") for path in (self.path / "state").glob("step_*")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def mark_latest(self, step: int) -> None:
+        write_text(self.path / "latest", f"step_{step}\n")
+
+    def keep_newest(self, count: int | None) -> None:
+        """Remove the oldest checkpoints beyond ``count``, weights and state together."""
+        for step in self.saved_steps()[: -count or None] if count else []:
+            shutil.rmtree(self.state(step))
+            for average in (False, True):
+                self.weights(step, average).unlink(missing_ok=True)
+            log.info("removed the checkpoint of step %d (--max_num_ckpt %d)", step, count)
+
+
+def latest_run(config: TrainConfig) -> Path:
+    """The run that ``--resume latest`` means: the named one, or the newest in ``save_path``."""
+    path = Path(config.save_path)
+    if config.run_name:
+        candidates = [path / config.run_name]
+    else:
+        candidates = [path, *(sorted(path.iterdir(), reverse=True) if path.is_dir() else [])]
+    started = [candidate for candidate in candidates if (candidate / "latest").is_file()]
+    if not started:
+        raise UsageError(f"no run to resume in {candidates[0]}: leave --resume out to start one")
+    return max(started, key=lambda candidate: (candidate / "latest").stat().st_mtime)
