@@ -77,6 +77,7 @@ take_lock() { # python
     fi
 }
 
+exec 8>&2 # for last words, whatever is being redirected when a signal comes
 child=""
 interrupted() {
     trap '' INT TERM HUP
@@ -87,30 +88,32 @@ interrupted() {
         [ ! -d "$venv/tmp" ] || forget_if_untouched
         rm -rf "$venv/tmp"
     fi
-    printf '\nset-up interrupted: run the same command again to go on\n' >&2
+    printf '\nset-up interrupted: run the same command again to go on\n' >&8
     exit 130
 }
 trap interrupted INT TERM HUP
 
 # Run a command in the background, its output in the log, and show that it is alive.
 watch_over() { # what command...
-    local what=$1 started=$SECONDS shown=0 elapsed last
+    local what=$1 started=$SECONDS next=0 elapsed last
     shift
     set -m
-    "$@" >>"$log" 2>&1 </dev/null 9>&- &
+    "$@" >>"$log" 2>&1 </dev/null 8>&- 9>&- &
     child=$!
     set +m
     while kill -0 "$child" 2>/dev/null; do
         elapsed=$((SECONDS - started))
-        last=$(grep -E '^ *(Collecting|Downloading|Using cached|Building|Installing)' "$log" | tail -n 1 | cut -c1-70) ||
-            last=""
-        if [ -t 1 ]; then
-            printf '\r\033[Ksetup: %s, %d s  %s' "$what" "$elapsed" "$last"
-        elif [ $((elapsed - shown)) -ge 20 ]; then
-            shown=$elapsed
-            say "$what, $elapsed s  $last"
+        if [ "$elapsed" -gt "$next" ]; then
+            last=$(grep -E '^ *(Collecting|Downloading|Using cached|Building|Installing)' "$log" | tail -n 1) || last=""
+            if [ -t 1 ]; then
+                printf '\r\033[Ksetup: %s, %d s  %.60s' "$what" "$elapsed" "$last"
+                next=$elapsed
+            else
+                say "$what, $elapsed s  ${last:0:60}"
+                next=$((elapsed + 20))
+            fi
         fi
-        sleep 0.5
+        { sleep 0.2; } 2>/dev/null # bash would say that a signal ended it
     done
     [ ! -t 1 ] || printf '\r\033[K'
     local code=0

@@ -36,7 +36,7 @@ real={sys.executable}
 here=$(dirname "$0")
 case "$1 $2" in
     "-m venv")
-        "$real" -m venv --without-pip "$3" && rm "$3/bin/python" && cp "$0" "$3/bin/python" && exit 0 ;;
+        "$real" -m venv --without-pip "$3" && mv "$3/bin/python" "$3/bin/real" && cp "$0" "$3/bin/python" && exit 0 ;;
     "-m pip")
         echo "$*" >>"$CALLS"
         set -- "$here"/../lib/python3*/site-packages
@@ -54,7 +54,7 @@ case "$1 $2" in
     "-c import gm, mindspore") [ -z "$FAKE_MINDSPORE" ] && exit 0; echo "ImportError: $FAKE_MINDSPORE"; exit 1 ;;
     "-c import ensurepip, venv") exit "${{FAKE_VENV:-0}}" ;;
 esac
-case "$here" in */.venv*) exec "$here/python3" "$@" ;; esac
+case "$here" in */.venv*) exec "$here/real" "$@" ;; esac
 exec "$real" "$@"
 """
 
@@ -92,7 +92,11 @@ class Sandbox:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def pip_calls(self) -> list[str]:
