@@ -13,6 +13,7 @@ from gm.config.schema import ALIASES, NOT_IN_THIS_RELEASE, SETTINGS, VALUE_ALIAS
 from gm.config.validation import get, memory_in_gigabytes, validate
 from gm.diffusion import objective, schedule, steps, timesteps
 from gm.errors import UsageError
+from gm.training import lr
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ["--data_path", "pictures"]  # every task needs it
@@ -136,6 +137,13 @@ def test_the_choices_are_those_of_the_mathematics():
     assert choices("diffusion.beta_schedule") == set(schedule.BETA_SCHEDULES)
     assert choices("diffusion.timestep_bias_strategy") == set(timesteps.STRATEGIES)
     assert choices("sample.timestep_spacing") == set(steps.SPACINGS)
+    assert choices("optim.lr_scheduler") == set(lr.SCHEDULES)
+
+
+def test_the_architectures_are_those_that_training_builds():
+    from gm.training import loop  # imports MindSpore, which the rest of this file does without
+
+    assert set(SETTINGS["model.architecture"].properties["choices"]) == set(loop.UNTRAINED)
 
 
 @pytest.mark.parametrize("door", ["train", "sample"])
@@ -351,6 +359,7 @@ def test_no_setting_takes_a_value_of_the_wrong_type(path):
         ("--cache_text_embedding True", ["--cache_latent", "--cache_text_embedding"]),
         ("--task cache --cache_latent True", ["--cache_latent", "--cache_text_embedding"]),
         ("--task cache --cache_latent False --cache_text_embedding False", ["nothing to write"]),
+        ("--task cache --dry_run", ["--dry_run"]),
         ("--max_device_memory 59", ["--max_device_memory", "59GB"]),
         ("--max_device_memory 0GB", ["--max_device_memory"]),
     ],
@@ -401,6 +410,14 @@ def test_what_this_release_does_not_run_is_refused_not_ignored(path):
     for value in runs:
         assert get(read(f"{path}={value}"), path) == value
     assert setting.default in runs
+
+
+def test_no_setting_is_ignored():
+    """Each is read somewhere in the program, or refused."""
+    files = [*(ROOT / "gm").rglob("*.py"), *(ROOT / "demo").glob("*.py"), ROOT / "train.py"]
+    code = "".join(file.read_text() for file in files if file.parent.name != "config")
+    unread = [path for path in SETTINGS if not re.search(rf"\.{path.rpartition('.')[2]}\b", code)]
+    assert set(unread) <= set(NOT_IN_THIS_RELEASE)
 
 
 @pytest.mark.parametrize(("text", "gigabytes"), [("59GB", 59), ("59 gb", 59), ("7.5GB", 7.5)])

@@ -219,7 +219,7 @@ class Config:
         "train; cache: encode the data once; check: read the data and report. The sampling demo: txt2img or img2img",
         choices=("train", "cache", "check", "img2img"),
     )
-    dry_run: bool = setting(False, "build everything and report it, but take no step")
+    dry_run: bool = setting(False, "training: build everything and report it, but take no step")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)

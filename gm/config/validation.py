@@ -48,6 +48,8 @@ def validate(config: Config, door: str = "train") -> None:
     if config.launch.max_device_memory is not None:
         memory_in_gigabytes(config.launch.max_device_memory)
     _validate_diffusion(config)
+    if config.dry_run and (door, config.task) != ("train", "train"):
+        raise UsageError("--dry_run is for training only: leave it out")
     if door == "sample":
         if not config.sample.prompt.strip():
             raise UsageError('nothing to draw: --prompt "your prompt", or a text file with one prompt a line')
