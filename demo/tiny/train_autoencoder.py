@@ -90,12 +90,12 @@ def draw_pictures(count: int, seed: int) -> np.ndarray:
 def crops(pictures: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """A random window of each, as float32 in [-1, 1]: (B, 3, size, size)."""
     tops, lefts = rng.integers(0, pictures.shape[-1] - size + 1, (2, len(pictures)))
-    cut = [picture[:, t : t + size, l : l + size] for picture, t, l in zip(pictures, tops, lefts)]
+    cut = [picture[:, y : y + size, x : x + size] for picture, y, x in zip(pictures, tops, lefts)]
     return np.stack(cut).astype(np.float32) / 127.5 - 1.0
 
 
 def fold_scale(autoencoder: Autoencoder, pictures: np.ndarray) -> None:
-    """Make the latents' mean 0 and spread 1 / scale factor by the 1x1 convolutions around them; pictures stay the same."""
+    """Give the latents mean 0 and spread 1 / scale factor, by the 1x1 convolutions around them; pictures stay the same."""
     encoder = AutoencoderEncoder(autoencoder)
     moments = [encoder(Tensor(batch.astype(np.float32) / 127.5 - 1.0)).asnumpy() for batch in np.split(pictures, 16)]
     means = np.concatenate(moments)[:, :4]

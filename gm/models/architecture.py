@@ -108,7 +108,7 @@ class ModelArchitecture:
 TINY_SDXL = ModelArchitecture(
     name="sdxl-like",
     unet=UNetArchitecture(
-        channels=(32, 64, 128),
+        channels=(64, 64, 64),
         down_depths=((0,), (1,), (1,)),
         mid_depth=1,
         up_depths=((1, 1), (1, 1), (0, 0)),

@@ -6,6 +6,16 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops import operations as P
 
+_map = ops.HyperMap()
+_descend = P.ApplyGradientDescent()
+_approach = ops.MultitypeFuncGraph("approach")
+
+
+@_approach.register("Tensor", "Tensor", "Tensor")
+def _approach_tensor(pace, average, parameter):
+    _descend(average, pace, average - parameter)
+    return True
+
 
 class EMA(nn.Cell):
     """Averages ``ema.<name>`` of ``parameters``, which start as copies.
@@ -19,7 +29,6 @@ class EMA(nn.Cell):
         self.source = ParameterTuple(parameters)
         self.ema = self.source.clone(prefix="ema", init="same")
         self.decay = Tensor(decay, ms.float32)
-        self.approach = P.ApplyGradientDescent()
 
     @property
     def state(self) -> list[Parameter]:
@@ -28,6 +37,5 @@ class EMA(nn.Cell):
 
     def construct(self, updates: Tensor) -> Tensor:
         pace = 1.0 - ops.minimum(self.decay, (1.0 + updates) / (10.0 + updates))
-        for average, parameter in zip(self.ema, self.source):
-            self.approach(average, pace, average - parameter)
+        _map(ops.partial(_approach, pace), self.ema, self.source)
         return pace

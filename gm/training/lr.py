@@ -10,7 +10,7 @@ def learning_rate(schedule: str, step: int, peak: float, warmup_steps: int, tota
     """The rate of update ``step`` (from 0) of ``total_steps``.
 
     Rises linearly over the warm-up, reaching ``peak`` at its end, then stays ("constant") or falls to 0 at
-    ``total_steps``: linearly, along half a cosine (Loshchilov & Hutter 2016, arXiv 1608.03983, eq. 5), or as a parabola.
+    ``total_steps``: linearly, along half a cosine (Loshchilov & Hutter 2016, arXiv 1608.03983, eq. 5), as a parabola.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

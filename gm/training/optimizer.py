@@ -12,6 +12,25 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops import operations as P
 
+_map = ops.HyperMap()
+_adam = P.Adam()
+_descend = P.ApplyGradientDescent()
+_shrink = ops.MultitypeFuncGraph("shrink")
+_update = ops.MultitypeFuncGraph("update")
+
+
+@_shrink.register("Tensor", "Tensor")
+def _shrink_tensor(decay, parameter):
+    _descend(parameter, decay, parameter)
+    return True
+
+
+@_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
+def _update_tensor(rate, epsilon, beta1, beta2, zero, parameter, m, v, gradient):
+    # Powers of zero: the bias correction is in ``rate`` and ``epsilon`` already.
+    _adam(parameter, m, v, zero, zero, rate, beta1, beta2, epsilon, gradient)
+    return True
+
 
 def decays(parameter: Parameter) -> bool:
     """Whether weight decay applies: to matrices and kernels, not to norms and biases."""
@@ -49,13 +68,12 @@ class AdamW(nn.Cell):
         self.adam_v = self.trained.clone(prefix="adam_v", init="zeros")
         self.adam_step = Parameter(Tensor(0.0, ms.float32), name="adam_step", requires_grad=False)
         self.decayed = ParameterTuple([p for p in parameters if weight_decay and decays(p)])
+        self.shrinks = len(self.decayed) > 0
         # Of the rounded betas, which the kernel works with: 1 - 0.999 in float32 is off by 1e-5, and cancels only so.
         self.log_beta1, self.log_beta2 = (math.log(max(np.float32(beta), 1e-30)) for beta in (beta1, beta2))
         self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
         self.epsilon, self.weight_decay = epsilon, weight_decay
         self.zero, self.one = Tensor(0.0, ms.float32), Tensor(1.0, ms.float32)
-        self.adam = P.Adam()
-        self.shrink = P.ApplyGradientDescent()
 
     @property
     def state(self) -> list[Parameter]:
@@ -68,10 +86,8 @@ class AdamW(nn.Cell):
         root2 = ops.sqrt(bias_correction(self.adam_step, self.log_beta2))
         # The kernel adds epsilon to sqrt(v) before the correction of v; scaled so, its result is the paper's.
         rate, epsilon = lr * root2 / correction1, self.epsilon * root2
-        decay = lr * self.weight_decay
-        for parameter in self.decayed:
-            self.shrink(parameter, decay, parameter)
-        for parameter, m, v, gradient in zip(self.trained, self.adam_m, self.adam_v, gradients):
-            # Powers of zero: the correction is in ``rate`` already.
-            self.adam(parameter, m, v, self.zero, self.zero, rate, self.beta1, self.beta2, epsilon, gradient)
+        if self.shrinks:
+            _map(ops.partial(_shrink, lr * self.weight_decay), self.decayed)
+        update = ops.partial(_update, rate, epsilon, self.beta1, self.beta2, self.zero)
+        _map(update, self.trained, self.adam_m, self.adam_v, gradients)
         return self.adam_step

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
@@ -97,13 +98,12 @@ class Gather(nn.Cell):
 
     def __init__(self, loss: DiffusionLoss, trained: ParameterTuple, sums: ParameterTuple, share: float):
         super().__init__(auto_prefix=False)
-        self.sums, self.share = sums, share
+        self.sums, self.share = sums, Tensor(share, ms.float32)
         self.loss_and_gradients = ops.value_and_grad(loss, None, trained, has_aux=True)
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         (loss, raw_loss), grads = self.loss_and_gradients(*batch)
-        for total, gradient in zip(self.sums, grads):
-            ops.assign_add(total, gradient * self.share)
+        gradients.add(self.sums, grads, self.share)
         return loss * self.share, raw_loss * self.share
 
 
@@ -116,8 +116,7 @@ class Apply(nn.Cell):
 
     def construct(self, loss: Tensor, lr: Tensor) -> Tensor:
         norm = self.update(self.sums, loss, lr)
-        for total in self.sums:
-            ops.assign(total, ops.depend(ops.zeros_like(total), norm))
+        gradients.clear(self.sums)
         return norm
 
 

@@ -13,8 +13,7 @@ from gm.files import replacing
 from gm.weights.ckpt import CkptWriter
 from gm.weights.dtypes import FLOATS, NUMPY_TYPES, cast, is_finite, to_float32
 from gm.weights.files import WeightFile, named, same_shape
-
-OPTIONAL_ENDINGS = (".logit_scale",)  # no output depends on it, and half of the files in the world lack it
+from gm.weights.keys import OPTIONAL_ENDINGS
 
 TAGS = {
     ms.float64: "F64",
