@@ -46,6 +46,8 @@ class Networks:
         self.scale_factor = architecture.autoencoder.scale_factor
         self.latent_channels = architecture.autoencoder.latent_channels
         self.downsampling = architecture.autoencoder.downsampling
+        # the UNet halves the latents once a level, and its ascent meets the descent only if every half is whole
+        self.granularity = self.downsampling * 2 ** (len(architecture.unet.channels) - 1)
         self._guided = {copies: _GuidedUNet(unet, copies).set_train(False) for copies in (1, 2)}
         self._decoder = AutoencoderDecoder(autoencoder).set_train(False)
         self._encoder = AutoencoderEncoder(autoencoder).set_train(False)

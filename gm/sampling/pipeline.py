@@ -131,25 +131,41 @@ class Pipeline:
         Raises:
             UsageError: settings that cannot work, before anything is computed.
         """
-        steps = plan_steps(settings, self.alphas_cumprod)
-        shape = self._latent_shape(settings)
+        steps, shape = self.check(settings)
         if noise is not None:
             noise = _checked_noise(noise, len(requests), shape)
         self._encode_texts(requests, settings, batch_size)
         start = None if picture is None else self._encode_picture(picture, settings)
-        return self._draw_all(requests, settings, steps, batch_size, noise, start, on_step)
+        return self._draw_all(requests, settings, steps, shape, batch_size, noise, start, on_step)
+
+    def check(self, settings: Settings) -> tuple[Steps, tuple[int, int, int]]:
+        """The steps and the shape of latents (4, h, w) these settings ask for.
+
+        Raises:
+            UsageError: they cannot work, with the remedy.
+        """
+        factor = self.networks.granularity
+        for name, size in (("height", settings.height), ("width", settings.width)):
+            if size % factor or size < factor:
+                nearest = max(round(size / factor), 1) * factor
+                raise UsageError(
+                    f"--{name} {size} is not a multiple of {factor}, which this model needs: use {nearest}"
+                )
+        scale = self.networks.downsampling
+        shape = (self.networks.latent_channels, settings.height // scale, settings.width // scale)
+        return plan_steps(settings, self.alphas_cumprod), shape
 
     def _draw_all(
         self,
         requests: Sequence[Request],
         settings: Settings,
         steps: Steps,
+        shape: tuple[int, int, int],
         batch_size: int,
         noise: np.ndarray | None,
         start: np.ndarray | None,
         on_step: Callable[[], None] | None,
     ) -> Iterator[Drawn]:
-        shape = self._latent_shape(settings)
         for first in range(0, len(requests), batch_size):
             # the last request fills the last batch up
             chosen = [min(first + offset, len(requests) - 1) for offset in range(batch_size)]
@@ -174,15 +190,6 @@ class Pipeline:
             pictures = to_pictures(self.networks.decode(latents))
             for index in range(min(batch_size, len(requests) - first)):
                 yield Drawn(pictures[index], latents[index])
-
-    def _latent_shape(self, settings: Settings) -> tuple[int, int, int]:
-        factor = self.networks.downsampling
-        for name, size in (("height", settings.height), ("width", settings.width)):
-            if size % factor or size < factor:
-                raise UsageError(
-                    f"--{name} {size} is not a multiple of {factor}: use {max(round(size / factor), 1) * factor}"
-                )
-        return self.networks.latent_channels, settings.height // factor, settings.width // factor
 
     def _encode_texts(self, requests: Sequence[Request], settings: Settings, batch_size: int) -> None:
         """Fill ``self._texts`` with what the requests need and it lacks, each text once, in batches of one shape."""

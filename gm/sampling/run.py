@@ -52,6 +52,8 @@ def run(config: Config) -> Path:
     start(config.launch)
     begun = time.perf_counter()
     pipeline = Pipeline.from_weights(config.model.weight, tokenizers, abar, config.diffusion.prediction_type)
+    for chosen in dict.fromkeys(wish.settings for wish in wishes):
+        pipeline.check(chosen)
     log.info("%s loaded in %.1f s", config.model.weight, time.perf_counter() - begun)
 
     folder = Path(sample.save_path)

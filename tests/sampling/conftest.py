@@ -1,5 +1,40 @@
+import gm  # isort: skip  # noqa: F401  (sets the environment that MindSpore reads)
+
 import numpy as np
 import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_cells():
+    """UNet, autoencoder and text towers of the tiny model, with random weights of which none is zero."""
+    ms = pytest.importorskip("mindspore")
+    from gm.models.architecture import TINY_SDXL
+    from gm.models.build import build_autoencoder, build_conditioner, build_unet
+
+    cells = (
+        build_unet(TINY_SDXL.unet, 0),
+        build_autoencoder(TINY_SDXL.autoencoder, 1),
+        build_conditioner(TINY_SDXL, 2),
+    )
+    rng = np.random.default_rng(3)
+    for parameter in (parameter for cell in cells for parameter in cell.get_parameters()):
+        value = parameter.asnumpy()
+        if value.ndim == 1:
+            value = value + 0.1 * rng.standard_normal(value.shape)
+        elif not value.any():
+            value = rng.standard_normal(value.shape) / np.sqrt(value[0].size)
+        parameter.set_data(ms.Tensor(value.astype(np.float32)))
+    return cells
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_cells, tmp_path_factory):
+    """The same as a full checkpoint."""
+    from gm.weights.load import write_parameters
+
+    path = tmp_path_factory.mktemp("weights") / "tiny.ckpt"
+    write_parameters(path, [parameter for cell in tiny_cells for parameter in cell.get_parameters()])
+    return path
 
 
 class FakeTokenizers:
@@ -17,7 +52,7 @@ class FakeTokenizers:
 class FakeNetworks:
     """Numpy in place of compiled networks; what a row becomes depends on that row alone."""
 
-    downsampling, latent_channels, scale_factor = 8, 4, 0.5
+    downsampling, granularity, latent_channels, scale_factor = 8, 32, 4, 0.5
 
     def __init__(self):
         self.shapes = set()

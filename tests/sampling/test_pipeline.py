@@ -103,9 +103,9 @@ def test_noise_of_another_shape_is_refused(pipeline, shape):
         pipeline.sample(REQUESTS[:2], SETTINGS, noise=np.zeros(shape, np.float32))
 
 
-@pytest.mark.parametrize(("name", "size", "nearest"), [("height", 60, "64"), ("width", 3, "8")])
-def test_a_size_the_autoencoder_cannot_halve_is_refused(pipeline, name, size, nearest):
-    with pytest.raises(UsageError, match=f"--{name} {size}.*multiple of 8: use {nearest}"):
+@pytest.mark.parametrize(("name", "size", "nearest"), [("height", 60, "64"), ("width", 3, "32"), ("width", 72, "64")])
+def test_a_size_the_networks_cannot_halve_is_refused(pipeline, name, size, nearest):
+    with pytest.raises(UsageError, match=f"--{name} {size}.*multiple of 32.*use {nearest}"):
         pipeline.sample(REQUESTS, replace(SETTINGS, **{name: size}))
 
 

@@ -1,0 +1,186 @@
+"""The pictures diffusers draws from the same weights, latents and text states (within one level of 255)."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from PIL import Image
+
+from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_snr
+from gm.models.architecture import TINY_SDXL
+from gm.sampling.networks import Networks
+from gm.sampling.noise import PictureNoise
+from gm.sampling.pipeline import Pipeline, Request, Settings
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from diffusers.loaders import single_file_utils as single_file  # noqa: E402
+
+pytestmark = pytest.mark.reference
+
+REQUESTS = [Request("a red circle", 42, "blue"), Request("a green square", 7, "grey")]
+TIME_IDS = {"orig_height": 90, "orig_width": 70, "crop_coords_top": 3, "crop_coords_left": 5}
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+SCHEDULERS = {
+    "euler": "EulerDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+
+class Tokenizers:
+    """Ids made from the letters, with an end token."""
+
+    def encode(self, texts):
+        ids = np.full((len(texts), 77), TINY_SDXL.text_encoders[0].vocab_size - 1, np.int32)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = [3 * (ord(letter) % 200) for letter in text]
+        return ids, ids
+
+
+@pytest.fixture(scope="module")
+def networks(tiny_cells):
+    ms.set_context(mode=ms.GRAPH_MODE)
+    return Networks(TINY_SDXL, *tiny_cells)
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny_cells):
+    unet_arch, autoencoder_arch = TINY_SDXL.unet, TINY_SDXL.autoencoder
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=unet_arch.channels,
+        layers_per_block=1,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        transformer_layers_per_block=[1, 1, 1],
+        attention_head_dim=[1, 1, 2],
+        cross_attention_dim=unet_arch.context_dim,
+        norm_num_groups=unet_arch.norm_groups,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=unet_arch.vector_dim,
+        sample_size=8,
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=autoencoder_arch.channels,
+        layers_per_block=1,
+        norm_num_groups=autoencoder_arch.norm_groups,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        latent_channels=4,
+        scaling_factor=autoencoder_arch.scale_factor,
+        force_upcast=False,
+    )
+    weights = [
+        {parameter.name: torch.from_numpy(parameter.asnumpy().copy()) for parameter in cell.get_parameters()}
+        for cell in tiny_cells[:2]
+    ]
+    unet.load_state_dict(single_file.convert_ldm_unet_checkpoint(weights[0], unet.config))
+    vae.load_state_dict(single_file.convert_ldm_vae_checkpoint(weights[1], vae.config))
+    return unet.eval(), vae.eval()
+
+
+def scheduler(name, **options):
+    return getattr(diffusers, SCHEDULERS[name]).from_config(
+        {**SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, **options}
+    )
+
+
+def reference_pipeline(kind, theirs, chosen):
+    pipeline = kind(
+        vae=theirs[1], text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=theirs[0],
+        scheduler=chosen, add_watermarker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def text_states(ours, requests):
+    """What both pipelines are given, by diffusers' names."""
+    prompts, negatives = ([getattr(request, name) for request in requests] for name in ("prompt", "negative_prompt"))
+    states = {}
+    for prefix, texts in (("", prompts), ("negative_", negatives)):
+        context, pooled = ours.networks.encode_text(*ours.tokenizers.encode(texts))
+        states[f"{prefix}prompt_embeds"] = torch.from_numpy(context)
+        states[f"{prefix}pooled_prompt_embeds"] = torch.from_numpy(pooled)
+    return states
+
+
+def sizes(settings):
+    return {
+        "original_size": settings.time_ids[0:2],
+        "crops_coords_top_left": settings.time_ids[2:4],
+        "target_size": settings.time_ids[4:6],
+        "height": settings.height,
+        "width": settings.width,
+    }
+
+
+def mean_difference(ours, theirs):
+    return np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)).mean()
+
+
+CASES = [
+    ("euler", "leading", "epsilon", False),
+    ("heun", "linspace", "epsilon", False),
+    ("ddim", "leading", "epsilon", False),
+    ("dpmpp_2m", "trailing", "v_prediction", True),
+    ("unipc", "trailing", "v_prediction", False),
+    ("euler", "trailing", "v_prediction", True),
+]
+
+
+@pytest.mark.parametrize(("sampler", "spacing", "prediction_type", "zero_terminal"), CASES)
+def test_text_to_picture(networks, theirs, sampler, spacing, prediction_type, zero_terminal):
+    beta = rescale_zero_terminal_snr(betas()) if zero_terminal else betas()
+    ours = Pipeline(networks, Tokenizers(), alphas_cumprod(beta), prediction_type)
+    settings = Settings(
+        sampler, 12, spacing, guidance_scale=6.0, guidance_rescale=0.7 * zero_terminal, height=64, width=96, **TIME_IDS
+    )
+    mine = [drawn.picture for drawn in ours.sample(REQUESTS, settings, batch_size=2)]
+    options = {"timestep_spacing": spacing, "prediction_type": prediction_type}
+    if zero_terminal:
+        options["rescale_betas_zero_snr"] = True
+    pipeline = reference_pipeline(diffusers.StableDiffusionXLPipeline, theirs, scheduler(sampler, **options))
+    expected = pipeline(
+        **text_states(ours, REQUESTS),
+        **sizes(settings),
+        num_inference_steps=12,
+        guidance_scale=6.0,
+        guidance_rescale=settings.guidance_rescale,
+        latents=torch.from_numpy(PictureNoise([42, 7], (4, 8, 12))()),
+    ).images
+    assert np.std(np.asarray(expected[0])) > 5  # not a flat picture, which would say nothing
+    for one, other in zip(mine, expected, strict=True):
+        assert mean_difference(one, other) <= 1 / 8
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_picture_to_picture(networks, theirs, sampler, monkeypatch):
+    ours = Pipeline(networks, Tokenizers(), alphas_cumprod(betas()))
+    settings = Settings(sampler, 10, "leading", guidance_scale=4.0, height=64, width=64, strength=0.6)
+    start = Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8))
+    (mine,) = ours.sample(REQUESTS[:1], settings, picture=start)
+
+    draws = PictureNoise([42], (4, 8, 8))
+    noise, posterior = (torch.from_numpy(draws()) for _ in range(2))
+    monkeypatch.setattr("diffusers.models.autoencoders.vae.randn_tensor", lambda *_, **__: posterior)
+    monkeypatch.setattr(
+        "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img.randn_tensor",
+        lambda *_, **__: noise,
+    )
+    pipeline = reference_pipeline(
+        diffusers.StableDiffusionXLImg2ImgPipeline, theirs, scheduler(sampler, timestep_spacing="leading")
+    )
+    expected = pipeline(
+        **text_states(ours, REQUESTS[:1]),
+        **{name: value for name, value in sizes(settings).items() if name not in ("height", "width")},
+        image=start,
+        strength=0.6,
+        num_inference_steps=10,
+        guidance_scale=4.0,
+    ).images
+    assert mean_difference(mine.picture, expected[0]) <= 1 / 8
