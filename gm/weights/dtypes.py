@@ -51,7 +51,8 @@ def to_float32(array: np.ndarray, tag: str) -> np.ndarray:
     """Any float format as float32; bfloat16 widens exactly."""
     if tag == "BF16":
         return np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return array.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False)
 
 
 def float32_to_bfloat16(array: np.ndarray) -> np.ndarray:

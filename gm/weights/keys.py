@@ -18,6 +18,7 @@ Pairs = Iterator[tuple[str, tuple[int, ...]]]
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
 EMBEDDERS = "conditioner.embedders."
+OPTIONAL_ENDINGS = (".logit_scale",)  # no output depends on it, and many files leave it out
 COND_STAGE = "cond_stage_model."  # the one text encoder of SD 1.x and 2.x
 
 

@@ -73,7 +73,7 @@ def sniff(descriptor: int) -> str:
 
 @dataclass(frozen=True)
 class FileSource:
-    """A tensor as it lies in a file, or the rows ``rows`` of it; ``shape`` may differ from the file's by ones."""
+    """A tensor as it lies in a file."""
 
     file: TensorFile
     entry: Entry

@@ -147,7 +147,7 @@ def test_errors_are_one_line_and_an_exit_code(run, tmp_path, model, unet, monkey
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("tool", [CONVERT, MERGE])
+@pytest.mark.parametrize("tool", [CONVERT, MERGE, INSPECT])
 def test_a_tool_starts_from_any_folder(tmp_path, tool):
     done = subprocess.run([sys.executable, ROOT / tool, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
@@ -156,6 +156,26 @@ def test_a_tool_starts_from_any_folder(tmp_path, tool):
 
 
 def test_tools_that_only_move_bytes_do_not_wait_for_mindspore():
-    rooms = "gm.weights.convert, gm.weights.merge, gm.weights.folder"
+    rooms = "gm.weights.convert, gm.weights.merge, gm.weights.folder, gm.weights.report"
     code = f"import sys, {rooms}; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_inspection_says_what_a_file_is(run, model, unet, tmp_path):
+    code, out, err = run(INSPECT, model)
+    assert (code, err) == (0, "")
+    assert "architecture sdxl-like" in out
+    code, out, _ = run(INSPECT, unet, "--values")
+    assert code == 0
+    assert "all finite" in out
+    code, _, err = run(INSPECT, tmp_path / "none")
+    assert (code, err) == (1, f"error: no such weight file: {tmp_path / 'none'}\n")
+
+
+def test_a_diffusers_folder_there_and_back(run, tmp_path, model):
+    folder, back = tmp_path / "folder", tmp_path / "back.ckpt"
+    assert run(CONVERT, "--task", "ms_to_diffusers", "--weight_ms", model, "--weight_diffusers", folder)[0] == 0
+    assert run(CONVERT, "--task", "diffusers_to_ms", "--weight_diffusers", folder, "--weight_ms", back)[0] == 0
+    with open_weights(model) as before, open_weights(back) as after:
+        name = "conditioner.embedders.1.model.text_projection"
+        np.testing.assert_array_equal(before.read(name), after.read(name))

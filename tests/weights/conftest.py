@@ -1,13 +1,61 @@
 """Small checkpoints for the tests of files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from gm.models.architecture import TINY_SDXL
+from gm.models.architecture import (
+    CLIP_L,
+    OPEN_CLIP_BIG_G,
+    TINY_SDXL,
+    AutoencoderArchitecture,
+    ModelArchitecture,
+    TextEncoderArchitecture,
+    UNetArchitecture,
+)
+from gm.weights.ckpt import save_ckpt
+from gm.weights.detect import SD_1, SD_2, SDXL_REFINER, SSD_1B, VEGA
 from gm.weights.dtypes import NUMPY_TYPES, cast
 from gm.weights.keys import expected_shapes
+
+VIT_H = TextEncoderArchitecture(
+    width=1024, layers=24, mlp_dim=4096, activation="gelu", layout="open_clip", projection_dim=1024
+)
+SD_AUTOENCODER = AutoencoderArchitecture(scale_factor=0.18215)
+# The released models at full size, and one in miniature whose blocks are as uneven as the keys allow.
+MODELS = {
+    "sdxl-base": ModelArchitecture(),
+    "tiny": TINY_SDXL,
+    "sdxl-refiner": ModelArchitecture("sdxl-refiner", SDXL_REFINER, text_encoders=(OPEN_CLIP_BIG_G,), size_numbers=5),
+    "ssd-1b": ModelArchitecture("ssd-1b", SSD_1B),
+    "vega": ModelArchitecture("vega", VEGA),
+    "sd-1": ModelArchitecture("sd-1", SD_1, SD_AUTOENCODER, (CLIP_L,), 0),
+    "sd-2": ModelArchitecture("sd-2", SD_2, SD_AUTOENCODER, (VIT_H,), 0),
+    "uneven": replace(
+        TINY_SDXL,
+        unet=UNetArchitecture(
+            channels=(64, 128, 192, 192),
+            down_depths=((0,), (1, 3, 2), (2, 2), (5,)),
+            mid_depth=7,
+            up_depths=((5, 4), (3, 2, 1), (1, 0, 2, 2), (0, 0)),
+            context_dim=128,
+            vector_dim=64 + 6 * 256,
+            in_channels=9,
+        ),
+    ),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model_name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(model_name):
+    return MODELS[model_name]
 
 
 def random_tensors(shapes: dict, dtype: str = "F32", seed: int = 0) -> dict:
@@ -81,8 +129,6 @@ def write_safetensors():
 
 @pytest.fixture
 def write_ckpt():
-    from gm.weights.ckpt import save_ckpt
-
     def write(path, tensors):
         save_ckpt(path, ((name, *rest) for name, rest in tensors.items()))
         return path
