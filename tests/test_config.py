@@ -1,6 +1,5 @@
 """The configuration: three sources in order, every name that is promised, every mistake told in one line."""
 
-import dataclasses
 import importlib.util
 import re
 from pathlib import Path
@@ -17,7 +16,6 @@ from gm.training import lr
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ["--data_path", "pictures"]  # every task needs it
-RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 def read(*arguments: str) -> Config:
@@ -475,31 +473,6 @@ def test_the_documentation_lists_todays_settings():
     page = tool.PAGE.read_text(encoding="utf-8")
     assert tool.updated(page) == page, "run python tools/docs/configuration.py"
     assert all(f"`{path}`" in page for path in SETTINGS)
-
-
-# --- the recipes that ship ---
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_recipe_loads_and_is_valid_at_both_doors(recipe):
-    load([*DATA, "--config", str(recipe)])
-    load(["--prompt", "x", "--config", str(recipe)], door="sample")
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_value_of_a_recipe_stands_beside_its_reason(recipe):
-    values = [line for line in recipe.read_text().splitlines() if re.match(r"\s+\w+: \S", line)]
-    assert [line for line in values if "  # " not in line] == []
-    assert recipe.read_text().startswith("# ")
-
-
-def test_the_tokenizer_of_the_inference_recipe_reaches_the_training_recipe():
-    """The documentation tells users to change ``version:`` in one file only."""
-    for name in ("sd_xl_base", "tiny_sdxl"):
-        inference = load(["--prompt", "x", "--config", str(ROOT / f"configs/inference/{name}.yaml")], door="sample")
-        training = load([*DATA, "--config", str(ROOT / f"configs/training/{name}.yaml")])
-        assert dataclasses.asdict(inference.model) == dataclasses.asdict(training.model)
-        assert inference.model.tokenizer
 
 
 def test_validate_needs_no_command_line():
