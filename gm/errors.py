@@ -32,6 +32,17 @@ def explain_os_error(error: OSError) -> str:
     return f"{error.strerror or error}{where}"
 
 
+def explain(error: BaseException) -> tuple[str, int]:
+    """The one line for an error, and the exit code that goes with it."""
+    if isinstance(error, SuiteError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return explain_os_error(error), EXIT_FAILURE
+    if isinstance(error, MemoryError):
+        return "out of memory: lower --per_batch_size or the resolution", EXIT_FAILURE
+    return "interrupted: run the same command again to go on", EXIT_INTERRUPTED
+
+
 def run_door(main: Callable[[list[str]], int | None], arguments: Sequence[str] | None = None) -> None:
     """Run ``main(arguments)`` and leave the process: errors become one line on stderr and an exit code.
 
@@ -43,17 +54,11 @@ def run_door(main: Callable[[list[str]], int | None], arguments: Sequence[str] |
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         code = main(arguments) or 0
-    except KeyboardInterrupt:
-        message, code = "interrupted: run the same command again to go on", EXIT_INTERRUPTED
-    except SuiteError as error:
-        message, code = str(error), error.exit_code
-    except MemoryError:
-        message, code = "out of memory: lower --per_batch_size or the resolution", EXIT_FAILURE
-    except OSError as error:
-        message, code = explain_os_error(error), EXIT_FAILURE
+    except (KeyboardInterrupt, SuiteError, MemoryError, OSError) as error:
+        message, code = explain(error)
+        if debug:
+            traceback.print_exception(error)
     else:
         sys.exit(code)
-    if debug:
-        traceback.print_exc()
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 @contextmanager
 def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a temporary file beside ``path`` that takes its place if the block ends well, and vanishes if it does not."""
+    """Open a temporary file beside ``path`` that takes its place if the block ends well, and vanishes if not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -320,7 +320,10 @@ def test_an_empty_file_and_an_empty_section_change_nothing(yaml):
         ("--lr nan", "--lr takes a number of at least 0, not 'nan'"),
         ("--lr inf", "--lr takes a number of at least 0, not 'inf'"),
         ("optim.learning_rate=-1", "optim.learning_rate takes a number of at least 0, not '-1'"),
-        ("--resolution 100", "--resolution takes a whole number of at least 8 and that is a multiple of 8, not '100'"),
+        (
+            "--resolution 100",
+            "--resolution takes a whole number of at least 32 and that is a multiple of 32, not '100'",
+        ),
         ("--clip_grad maybe", "--clip_grad takes true or false, not 'maybe'"),
         ("--clip_grad 2", "--clip_grad takes true or false, not '2'"),
         ("--seed none", "--seed takes a whole number of at least 0, not 'none'"),

@@ -72,7 +72,6 @@ def test_an_error_is_one_line_and_an_exit_code(arguments, code, error):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="run_door prints the traceback after its except blocks have ended")
 def test_debug_shows_the_traceback_as_well():
     done = run("--weigth", "x", "--debug")
     assert done.returncode == 2

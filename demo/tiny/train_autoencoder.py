@@ -26,7 +26,7 @@ from gm.models.autoencoder import Autoencoder, AutoencoderEncoder
 from gm.models.build import build_autoencoder
 from gm.training.gradients import clip_factor, global_norm, scale
 from gm.training.loss import sample_posterior
-from gm.training.lr import cosine
+from gm.training.lr import learning_rate
 from gm.training.optimizer import AdamW
 from gm.weights.load import write_parameters
 
@@ -95,7 +95,7 @@ def crops(pictures: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarr
 
 
 def fold_scale(autoencoder: Autoencoder, pictures: np.ndarray) -> None:
-    """Give the latents mean 0 and spread 1 / scale factor, by the 1x1 convolutions around them; pictures stay the same."""
+    """Give the latents mean 0 and spread 1 / scale factor, by the 1x1 convolutions around them; pictures stay."""
     encoder = AutoencoderEncoder(autoencoder)
     moments = [encoder(Tensor(batch.astype(np.float32) / 127.5 - 1.0)).asnumpy() for batch in np.split(pictures, 16)]
     means = np.concatenate(moments)[:, :4]
@@ -116,10 +116,10 @@ def fold_scale(autoencoder: Autoencoder, pictures: np.ndarray) -> None:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--save_path", default="runs/tiny/autoencoder.ckpt")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--whole_part", type=float, default=0.2, help="part of the steps that see whole pictures")
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--batch_size", type=int, default=32, help="of crops; half of it for whole pictures")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--whole_part", type=float, default=0.15, help="part of the steps that see whole pictures")
+    parser.add_argument("--learning_rate", type=float, default=1.5e-3)
+    parser.add_argument("--batch_size", type=int, default=16, help="of crops; half of it for whole pictures")
     options = parser.parse_args(arguments)
     ms.set_context(mode=ms.GRAPH_MODE)
     pictures = draw_pictures(8192, SEED)
@@ -135,7 +135,7 @@ def main(arguments: list[str]) -> None:
         size, count = (WHOLE, options.batch_size // 2) if whole else (CROP, options.batch_size)
         batch = crops(pictures[rng.integers(0, len(pictures), count)], size, rng)
         noise = rng.standard_normal((count, 4, size // 8, size // 8), dtype=np.float32)
-        lr = cosine(index, options.learning_rate, warmup_steps=100, total_steps=options.steps)
+        lr = learning_rate("cosine", index, options.learning_rate, warmup_steps=100, total_steps=options.steps)
         loss = float(step(Tensor(batch), Tensor(noise), Tensor(lr, ms.float32)).asnumpy())
         average = loss if index == 0 else 0.98 * average + 0.02 * loss
         bar.set_postfix(l1=f"{average:.4f}")

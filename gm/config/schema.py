@@ -37,8 +37,11 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     path: str = setting("", "folder of pictures and captions", flag="data_path")
-    resolution: int = setting(1024, "side of the square training picture", unit="pixels", at_least=8, multiple_of=8)
+    resolution: int = setting(1024, "side of the square training picture", unit="pixels", at_least=32, multiple_of=32)
     crop: str = setting("center", "where the square is cut from the resized picture", choices=("center", "random"))
+    buckets: bool = setting(
+        False, "train each picture at the size whose aspect ratio is nearest to its own, not at the square"
+    )
     random_flip: bool = setting(False, "mirror half of the pictures, chosen per sample and epoch")
     per_batch_size: int = setting(1, "samples per step and device", unit="samples", at_least=1)
     num_parallel_workers: int = setting(2, "threads that read and transform pictures", unit="threads", at_least=1)
@@ -189,8 +192,8 @@ class SampleConfig:
     seed: int = setting(42, "of a prompt's first picture; its i-th has seed + i", at_least=0)
     batch_size: int = setting(1, "pictures drawn at once; the seed, not the batch, makes a picture", at_least=1)
     num_images: int = setting(1, "pictures of each prompt", unit="pictures", at_least=1)
-    height: int = setting(1024, "height of the pictures", unit="pixels", at_least=8, multiple_of=8)
-    width: int = setting(1024, "width of the pictures", unit="pixels", at_least=8, multiple_of=8)
+    height: int = setting(1024, "height of the pictures", unit="pixels", at_least=32, multiple_of=32)
+    width: int = setting(1024, "width of the pictures", unit="pixels", at_least=32, multiple_of=32)
     orig_height: int | None = setting(
         None, "size the model is told the original had; default: --height", unit="pixels", at_least=1
     )

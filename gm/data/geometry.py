@@ -21,7 +21,7 @@ class Geometry:
     @classmethod
     def of(cls, config: Config) -> "Geometry":
         data = config.data
-        sizes = buckets.sizes(data.resolution, getattr(data, "buckets", False))
+        sizes = buckets.sizes(data.resolution, data.buckets)
         return cls(sizes, data.crop, data.random_flip, config.train.seed)
 
     @property

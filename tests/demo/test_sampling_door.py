@@ -103,7 +103,7 @@ def test_seeds_and_prompts_make_different_pictures(drawn):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--height", "60"], "--height takes a whole number .*multiple of 8"),
+        (["--height", "60"], "--height takes a whole number .*multiple of 32"),
         (["--sampler", "eulr"], "sampler 'eulr' is unknown: use one of euler, "),
         (["--sample_step", "1001"], "1001 sampling steps: choose between 1 and 1000"),
         (["--weight", "nothing.ckpt"], "no such weight file: nothing.ckpt"),
