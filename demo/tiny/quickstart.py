@@ -67,7 +67,7 @@ def plan(out: Path) -> list[Phase]:
 
     def sample(weight: Path, pictures: Path) -> tuple[str, ...]:
         words = ["demo/sampling_without_streamlit.py", "--config", INFERENCE, "--weight", shown(weight)]
-        return (*words, "--prompt", shown(prompts), "--save_path", shown(pictures))
+        return (*words, "--prompt", shown(prompts), "--batch_size", "25", "--save_path", shown(pictures))
 
     recipe = ("train.py", "--config", TRAINING, "--weight", shown(base), "--data_path", shown(dataset))
     cached = ("--cache_latent", "True", "--cache_text_embedding", "True", "--cache_path", shown(cache))
@@ -256,6 +256,20 @@ def wait_a_little(process: subprocess.Popen) -> bool:
     return True
 
 
+def prepare(phase: Phase, key: str, out: Path, records: Records) -> list[str]:
+    """Clear what a phase must not find, and give its command: a training that was interrupted is resumed."""
+    record, run = records.read(phase), out / "finetune"
+    interrupted = record.get("key") == key and "seconds" not in record
+    if interrupted and phase.name == "train" and (run / "latest").exists():
+        return [*phase.command, "--resume", "latest"]
+    if phase.name == "train":
+        remove([run])
+    if not interrupted:
+        remove(phase.outputs)
+        records.write(phase, key=key)
+    return list(phase.command)
+
+
 def perform(phase: Phase, out: Path, records: Records) -> None:
     """Run one phase and record it.
 
@@ -263,15 +277,7 @@ def perform(phase: Phase, out: Path, records: Records) -> None:
         SuiteError: the command failed, or left out what it should have written.
     """
     key = records.key(phase)
-    command = list(phase.command)
-    record = records.read(phase)
-    if record.get("key") != key or "seconds" in record:  # else it was interrupted, and can use what it has
-        remove(phase.outputs)
-        if phase.name == "train":
-            remove([out / "finetune"])
-        records.write(phase, key=key)
-    elif phase.name == "train" and (out / "finetune" / "latest").exists():
-        command += ["--resume", "latest"]
+    command = prepare(phase, key, out, records)
     print(f"$ python {shlex.join(command)}", flush=True)
     log = out / "logs" / f"{phase.name}.log"
     started = time.monotonic()
