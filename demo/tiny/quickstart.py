@@ -67,7 +67,7 @@ def plan(out: Path) -> list[Phase]:
 
     def sample(weight: Path, pictures: Path) -> tuple[str, ...]:
         words = ["demo/sampling_without_streamlit.py", "--config", INFERENCE, "--weight", shown(weight)]
-        return (*words, "--prompt", shown(prompts), "--batch_size", "25", "--save_path", shown(pictures))
+        return (*words, "--prompt", shown(prompts), "--save_path", shown(pictures))
 
     recipe = ("train.py", "--config", TRAINING, "--weight", shown(base), "--data_path", shown(dataset))
     cached = ("--cache_latent", "True", "--cache_text_embedding", "True", "--cache_path", shown(cache))
