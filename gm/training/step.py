@@ -23,16 +23,19 @@ class Update(nn.Cell):
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.ema = ema
+        self.none = Tensor(0.0, ms.float32)
 
     def construct(self, grads: tuple[Tensor, ...], loss: Tensor, lr: Tensor) -> Tensor:
         norm = gradients.global_norm(grads)
+        updates = self.none
         if ops.isfinite(norm + loss):
             if self.max_grad_norm is not None:
                 grads = gradients.scale(grads, gradients.clip_factor(norm, self.max_grad_norm))
             updates = self.optimizer(grads, lr)
             if self.ema is not None:
                 self.ema(updates - 1.0)
-        return norm
+        # Where the gradients are Parameters, MindSpore drops a branch whose result nothing depends on.
+        return ops.depend(norm, updates)
 
 
 class TrainStep(nn.Cell):
