@@ -40,7 +40,7 @@ class RunFolder:
         """
         if not config.resume:
             path = choose(config)
-            if (path / "latest").exists() or (path / "metrics.jsonl").exists():
+            if (path / "latest").exists():  # without it nothing was saved yet: such a run starts again
                 raise SuiteError(
                     f"{path} has a run already: go on with --resume latest, choose another --run_name, or remove it"
                 )
