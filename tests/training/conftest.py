@@ -1,0 +1,68 @@
+"""A network small enough to compile in a second, and batches for it."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn, ops
+
+CONTEXT, POOLED, NUMBERS = 6, 4, 6
+
+
+class SmallUNet(nn.Cell):
+    """The UNet's signature on a pixelwise network of two layers."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__(auto_prefix=False)
+        rng = np.random.default_rng(seed)
+
+        def parameter(name: str, *shape: int) -> Parameter:
+            return Parameter(Tensor(0.3 * rng.standard_normal(shape), ms.float32), name=f"model.{name}")
+
+        self.inward = parameter("in.weight", 4, 8)
+        self.shift = parameter("in.bias", 8)
+        self.text = parameter("text.weight", CONTEXT, 8)
+        self.label = parameter("label.weight", POOLED + 256 * NUMBERS, 8)
+        self.outward = parameter("out.weight", 8, 4)
+
+    def construct(self, latents: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor) -> Tensor:
+        condition = ops.matmul(context.mean(1), self.text) + 0.01 * ops.matmul(vector, self.label)
+        condition = condition + 0.001 * timesteps.reshape(-1, 1)
+        hidden = ops.matmul(latents.transpose(0, 2, 3, 1), self.inward) + self.shift
+        hidden = ops.tanh(hidden + condition.reshape(-1, 1, 1, 8))
+        return ops.matmul(hidden, self.outward).transpose(0, 3, 1, 2)
+
+
+@pytest.fixture(autouse=True)
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@pytest.fixture
+def small_unet():
+    return SmallUNet
+
+
+@pytest.fixture
+def make_batch():
+    """``make_batch(size, seed)`` -> dict of arrays."""
+
+    def make(size: int, seed: int = 0, side: int = 8) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        alpha = np.sqrt(rng.uniform(0.1, 0.9, size))
+        batch = {
+            "moments": rng.standard_normal((size, 8, side, side)),
+            "posterior_noise": rng.standard_normal((size, 4, side, side)),
+            "noise": rng.standard_normal((size, 4, side, side)),
+            "context": rng.standard_normal((size, 7, CONTEXT)),
+            "pooled": rng.standard_normal((size, POOLED)),
+            "time_ids": rng.integers(0, 64, (size, NUMBERS)),
+            "timesteps": rng.integers(0, 1000, size),
+            "alpha": alpha,
+            "sigma": np.sqrt(1 - alpha**2),
+            "target_noise": rng.uniform(0.5, 1, size),
+            "target_latents": rng.uniform(-1, 0, size),
+            "weight": rng.uniform(0.2, 2, size),
+        }
+        return {name: values.astype(np.float32) for name, values in batch.items()}
+
+    return make

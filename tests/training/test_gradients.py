@@ -1,0 +1,46 @@
+"""Norms and clipping over many tensors."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from gm.training import gradients
+
+
+class Clip(nn.Cell):
+    def __init__(self, max_norm: float):
+        super().__init__()
+        self.max_norm = max_norm
+
+    def construct(self, grads):
+        norm = gradients.global_norm(grads)
+        return norm, gradients.scale(grads, gradients.clip_factor(norm, self.max_norm))
+
+
+def draw(*shapes, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def test_global_norm_keeps_its_precision_over_millions_of_numbers():
+    arrays = draw((2000, 1500), (3,))
+    norm, _ = Clip(1.0)(tuple(map(Tensor, arrays)))
+    expected = np.sqrt(sum((array.astype(np.float64) ** 2).sum() for array in arrays))
+    assert float(norm.asnumpy()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+def test_clipping_scales_down_to_the_bound_and_never_up(max_norm):
+    arrays = draw((4, 5), (5,), (2, 3, 3, 3))
+    norm, clipped = Clip(max_norm)(tuple(map(Tensor, arrays)))
+    factor = min(1.0, max_norm / float(norm.asnumpy()))
+    for array, result in zip(arrays, clipped):
+        np.testing.assert_allclose(result.asnumpy(), array * factor, rtol=1e-5)
+
+
+def test_half_precision_gradients_do_not_overflow_their_norm():
+    arrays = [np.full((100,), 300.0, np.float16)]
+    norm, clipped = Clip(1.0)((Tensor(arrays[0]),))
+    assert float(norm.asnumpy()) == pytest.approx(3000.0)
+    assert clipped[0].dtype == ms.float16
