@@ -80,6 +80,12 @@ def test_written_parameters_come_back(tmp_path, make_tensors, write_ckpt, own):
     assert set(ms.load_checkpoint(str(tmp_path / "b.ckpt"))) == set(PAIR)
 
 
+def test_a_prefix_can_be_left_out(tmp_path):
+    write_parameters(tmp_path / "a.ckpt", Pair(), without="part.")
+    with open_weights(tmp_path / "a.ckpt") as weights:
+        assert weights.names() == ["a.weight", "b.bias"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
