@@ -127,6 +127,7 @@ class Run:
             self.step = AccumulatingStep(loss, self.optimizer, max_norm, self.ema, optim.gradient_accumulation_steps)
         self.step.set_train()
         self.done, self.saved, self.compiled = 0, None, False
+        self.unread: list[tuple[int, tuple[Tensor, ...]]] = []  # steps and what they returned, not fetched yet
         if folder.resumed:
             progress = state.restore(folder, self.weights, self.optimizer, self.ema)
             if progress.seed != config.train.seed:
@@ -173,12 +174,10 @@ class Run:
         if first:
             self.bar.set_postfix_str("compiling")
         rate = Tensor(np.float32(lr), ms.float32)
-        outputs = self.step.take(parts, rate)
         step = self.done + 1
+        self.unread.append((step, self.step.take(parts, rate)))
         if step % train.log_interval == 0 or first:
-            loss, raw_loss, norm = (float(output.asnumpy()) for output in outputs)
-            if not math.isfinite(loss + norm):
-                self.stop_at_nonfinite(step, loss, norm)
+            loss, raw_loss, norm = self.fetch()
             seconds = time.monotonic() - started
             if first:
                 log.info("compiled and took the first step in %.1f s", seconds)
@@ -198,6 +197,15 @@ class Run:
         self.done = step
         self.bar.update()
 
+    def fetch(self) -> tuple[float, float, float]:
+        """Loss, plain loss and gradient norm of the newest step; the others not read yet are checked on the way."""
+        unread, self.unread = self.unread, []
+        for step, outputs in unread:
+            loss, raw_loss, norm = (float(output.asnumpy()) for output in outputs)
+            if not math.isfinite(loss + norm):
+                self.stop_at_nonfinite(step, loss, norm)
+        return loss, raw_loss, norm
+
     def stop_at_nonfinite(self, step: int, loss: float, norm: float) -> None:
         """End the run; the step has changed no weight, so what is saved is the last good one."""
         if self.saved != self.done:
@@ -208,6 +216,8 @@ class Run:
         )
 
     def save(self) -> None:
+        if self.unread:
+            self.fetch()
         progress = state.Progress(self.done, self.batches.cursor, self.config.train.seed)
         state.save(self.folder, progress, self.weights, self.optimizer, self.ema)
         self.folder.keep_newest(self.config.train.max_num_ckpt)

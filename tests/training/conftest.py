@@ -1,5 +1,7 @@
 """A network small enough to compile in a second, and batches for it."""
 
+import gc
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -32,8 +34,31 @@ class SmallUNet(nn.Cell):
         return ops.matmul(hidden, self.outward).transpose(0, 3, 1, 2)
 
 
+def batch_of(size: int, seed: int = 0, side: int = 8) -> dict[str, np.ndarray]:
+    """A batch of random arrays in the order the step takes them."""
+    rng = np.random.default_rng(seed)
+    alpha = np.sqrt(rng.uniform(0.1, 0.9, size))
+    batch = {
+        "moments": rng.standard_normal((size, 8, side, side)),
+        "posterior_noise": rng.standard_normal((size, 4, side, side)),
+        "noise": rng.standard_normal((size, 4, side, side)),
+        "context": rng.standard_normal((size, 7, CONTEXT)),
+        "pooled": rng.standard_normal((size, POOLED)),
+        "time_ids": rng.integers(0, 64, (size, NUMBERS)),
+        "timesteps": rng.integers(0, 1000, size),
+        "alpha": alpha,
+        "sigma": np.sqrt(1 - alpha**2),
+        "target_noise": rng.uniform(0.5, 1, size),
+        "target_latents": rng.uniform(-1, 0, size),
+        "weight": rng.uniform(0.2, 2, size),
+    }
+    return {name: values.astype(np.float32) for name, values in batch.items()}
+
+
 @pytest.fixture(autouse=True)
 def graph_mode():
+    # When one compiled Cell is collected, MindSpore compiles all others anew: not in the middle of counting.
+    gc.collect()
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
@@ -44,25 +69,4 @@ def small_unet():
 
 @pytest.fixture
 def make_batch():
-    """``make_batch(size, seed)`` -> dict of arrays."""
-
-    def make(size: int, seed: int = 0, side: int = 8) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(seed)
-        alpha = np.sqrt(rng.uniform(0.1, 0.9, size))
-        batch = {
-            "moments": rng.standard_normal((size, 8, side, side)),
-            "posterior_noise": rng.standard_normal((size, 4, side, side)),
-            "noise": rng.standard_normal((size, 4, side, side)),
-            "context": rng.standard_normal((size, 7, CONTEXT)),
-            "pooled": rng.standard_normal((size, POOLED)),
-            "time_ids": rng.integers(0, 64, (size, NUMBERS)),
-            "timesteps": rng.integers(0, 1000, size),
-            "alpha": alpha,
-            "sigma": np.sqrt(1 - alpha**2),
-            "target_noise": rng.uniform(0.5, 1, size),
-            "target_latents": rng.uniform(-1, 0, size),
-            "weight": rng.uniform(0.2, 2, size),
-        }
-        return {name: values.astype(np.float32) for name, values in batch.items()}
-
-    return make
+    return batch_of
