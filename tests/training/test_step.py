@@ -115,3 +115,47 @@ def test_average_follows_the_weights(small_unet, make_batch):
         expected = {name: rate * expected[name] + (1 - rate) * value for name, value in values(unet).items()}
     for average in ema.state:
         np.testing.assert_allclose(average.asnumpy(), expected[average.name.removeprefix("ema.")], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("batches", [1, 2])
+def test_twenty_steps_equal_torch(small_unet, make_batch, batches):
+    torch = pytest.importorskip("torch")
+    step, unet, _, _ = build(small_unet, batches, max_grad_norm=0.5)
+    theirs = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in values(unet).items()}
+    decayed = [parameter for parameter in theirs.values() if parameter.ndim > 1]
+    others = [parameter for parameter in theirs.values() if parameter.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 1e-2}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    for seed in range(20):
+        batch = make_batch(4, seed)
+        optimizer.zero_grad()
+        loss = torch_loss(torch, theirs, {name: torch.from_numpy(array) for name, array in batch.items()})
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(theirs.values(), 0.5)
+        optimizer.step()
+        ours = floats(step.take(divide(batch, batches), RATE))
+        assert ours[0] == pytest.approx(loss.item(), rel=1e-4)
+        assert ours[2] == pytest.approx(norm.item(), rel=1e-3)
+    for name, value in values(unet).items():
+        their = theirs[name].detach().numpy()
+        assert np.linalg.norm(value - their) <= 1e-3 * np.linalg.norm(their), name
+
+
+def torch_loss(torch, weights, batch):
+    """The weighted loss of ``SmallUNet``, written for torch."""
+    alpha, sigma, target_noise, target_latents = (
+        batch[name].reshape(-1, 1, 1, 1) for name in ("alpha", "sigma", "target_noise", "target_latents")
+    )
+    mean, logvar = batch["moments"].chunk(2, dim=1)
+    latents = (mean + (0.5 * logvar.clamp(-30, 20)).exp() * batch["posterior_noise"]) * SCALE
+    angles = batch["time_ids"].reshape(-1, 1) * 10000.0 ** (-torch.arange(128) / 128)
+    sizes = torch.cat([angles.cos(), angles.sin()], dim=1).reshape(len(mean), -1)
+    vector = torch.cat([batch["pooled"], sizes], dim=1)
+    condition = batch["context"].mean(1) @ weights["model.text.weight"] + 0.01 * vector @ weights["model.label.weight"]
+    condition = condition + 0.001 * batch["timesteps"].reshape(-1, 1)
+    hidden = (alpha * latents + sigma * batch["noise"]).permute(0, 2, 3, 1) @ weights["model.in.weight"]
+    hidden = torch.tanh(hidden + weights["model.in.bias"] + condition.reshape(-1, 1, 1, 8))
+    prediction = (hidden @ weights["model.out.weight"]).permute(0, 3, 1, 2)
+    target = target_noise * batch["noise"] + target_latents * latents
+    return (((prediction - target) ** 2).mean(dim=(1, 2, 3)) * batch["weight"]).mean()
