@@ -232,6 +232,7 @@ def execute(command: list[str], log: Path) -> int:
                 sys.stdout.flush()
             return process.wait()
         except BaseException:
+            print(flush=True)  # away from a progress bar
             os.killpg(process.pid, signal.SIGINT)
             deadline = time.monotonic() + SECONDS_TO_STOP
             while time.monotonic() < deadline:
