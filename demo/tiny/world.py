@@ -37,11 +37,12 @@ SHAPES = (*BASE_SHAPES, NEW_SHAPE)
 
 # Never shown together while fine-tuning: stars of these colours, these shapes in the new colour, and the new colour
 # with the new shape.
-HELD_OUT_COLOURS = ("blue", "yellow")
-HELD_OUT_SHAPES = ("triangle", "cross")
+HELD_OUT_COLOURS = ("blue",)
+HELD_OUT_SHAPES = ("cross",)
 
 SIZE = 64
 SMALLEST, LARGEST = 0.42, 0.75  # a shape's extent as a part of the picture's side
+SMALLEST_NEW = 0.6  # the shape to be learned is shown large: its tips must survive latents of 8 x 8
 SUPERSAMPLING = 8
 CROSS_ARM = 0.34  # width of an arm as a part of the cross
 STAR_INNER = 0.42  # radius of a star's inner corners as a part of the outer ones
@@ -105,16 +106,19 @@ def paint(size: int, ground: Sequence[int], layers: Iterable[tuple[np.ndarray, S
     return picture.reduce(SUPERSAMPLING)
 
 
-def draw(shape: str, colour: str, ground: str, rng: np.random.Generator, size: int = SIZE) -> Image.Image:
+def draw(
+    shape: str, colour: str, ground: str, rng: np.random.Generator, size: int = SIZE, smallest: float = SMALLEST
+) -> Image.Image:
     """One shape of random extent and place, wholly inside the picture, with a thin border of ground around it."""
-    extent = rng.uniform(SMALLEST, LARGEST)
+    extent = rng.uniform(smallest, LARGEST)
     margin = extent / 2 + 0.04
     centre = rng.uniform(margin, 1 - margin, size=2)
     return paint(size, GROUNDS[ground], [(corners(shape) * extent / 2 + centre, COLOURS[colour])])
 
 
 def example(shape: str, colour: str, ground: str, rng: np.random.Generator) -> Example:
-    return Example(draw(shape, colour, ground, rng), caption(colour, shape, ground), colour, shape)
+    smallest = SMALLEST_NEW if shape == NEW_SHAPE else SMALLEST
+    return Example(draw(shape, colour, ground, rng, smallest=smallest), caption(colour, shape, ground), colour, shape)
 
 
 def combinations(colours: Sequence[str], shapes: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -137,7 +141,7 @@ def taught_combinations() -> tuple[list[tuple[str, str, str]], list[tuple[str, s
     return combinations(colours, [NEW_SHAPE]), combinations([NEW_COLOUR], shapes)
 
 
-def finetune_set(seed: int, stars: int = 60, coloured: int = 48, kept: int = 72) -> list[Example]:
+def finetune_set(seed: int, stars: int = 200, coloured: int = 120, kept: int = 160) -> list[Example]:
     """Pictures that teach the new shape and the new colour, and ``kept`` of the base world among them.
 
     The base pictures are prior preservation (Ruiz et al. 2022, arXiv 2208.12242, section 3.2): without them the
@@ -162,7 +166,7 @@ def prompts(colours: Sequence[str], shapes: Sequence[str], grounds: int) -> list
 
 
 def evaluation_prompts() -> tuple[list[Prompt], list[Prompt]]:
-    """(taught, kept): 25 prompts with the new shape, the new colour or both, and 24 of the base world."""
+    """(taught, kept): 24 prompts with the new shape, the new colour or both, and 24 of the base world."""
     shown = [colour for colour in BASE_COLOURS if colour not in HELD_OUT_COLOURS]
     taught = [
         *prompts(shown, [NEW_SHAPE], grounds=2),
