@@ -332,7 +332,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "quickstart", help="folder of everything it makes")
     parser.add_argument("--fresh", action="store_true", help="do every phase again")
     options = parser.parse_args(arguments)
-    out = options.out.absolute()
+    out = options.out.resolve()
     if out in (ROOT, *ROOT.parents):
         raise UsageError(f"--out {options.out} holds the repository: name a folder of its own")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
