@@ -3,7 +3,7 @@
 #
 #   bash scripts/test.sh            # everything, the quickstart included: about 15 minutes on 2 cores
 #   bash scripts/test.sh --fast     # without the tests marked slow or reference
-#   bash scripts/test.sh [--fast] tests/diffusion -k snr    # the rest goes to pytest
+#   bash scripts/test.sh [--fast] tests/diffusion -k snr    # the rest goes to pytest, which then runs in one process
 #
 # VENV=DIR runs in another environment than .venv.
 set -euo pipefail
@@ -11,6 +11,9 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV:-$root/.venv}
 extras=test,reference
+cores=$(getconf _NPROCESSORS_ONLN)
+# A file's tests share what they compile, so they stay together; a process can take 4 GB, so 4 of them are enough.
+parallel=(-n $((cores < 4 ? cores : 4)) --dist loadfile)
 if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
     sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
     exit 0
@@ -19,6 +22,7 @@ if [ "${1:-}" = --fast ]; then
     shift
     extras="test"
     set -- -m "not slow and not reference" "$@"
+    [ $# -gt 2 ] || set -- "$@" "${parallel[@]}"
 fi
 
 run() {
@@ -30,4 +34,9 @@ cd "$root"
 run bash scripts/setup.sh --extras "$extras" --venv "$venv"
 run "$venv/bin/ruff" check .
 run "$venv/bin/ruff" format --check .
-run "$venv/bin/python" -m pytest --timeout 900 "$@"
+if [ $# -gt 0 ]; then
+    run "$venv/bin/python" -m pytest --timeout 900 "$@"
+else
+    run "$venv/bin/python" -m pytest --timeout 900 -m "not alone" "${parallel[@]}"
+    run "$venv/bin/python" -m pytest --timeout 900 -m alone
+fi

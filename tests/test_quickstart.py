@@ -17,7 +17,7 @@ TRAINING = "configs/training/tiny_sdxl.yaml"
 LONGEST = 360  # seconds
 PHASES = ["convert", "before", "draw", "cache", "train", "merge", "after", "judge"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1200)]
 
 
 def command(*words: str | Path) -> subprocess.CompletedProcess:
