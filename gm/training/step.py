@@ -41,7 +41,7 @@ class Update(nn.Cell):
 class TrainStep(nn.Cell):
     """One batch, one update.
 
-    ``construct(*batch, lr)``: the arrays of ``BATCH_FIELDS`` in that order and a float32 scalar tensor; the learning
+    ``construct(lr, *batch)``: a float32 scalar tensor, and the arrays of ``BATCH_FIELDS`` in that order. The learning
     rate is an input, so a schedule never compiles anew. Returns float32 scalars: the weighted loss, the plain loss and
     the gradients' global norm. When the loss or the norm is not finite, no weight and no state has changed.
     """
@@ -58,42 +58,14 @@ class TrainStep(nn.Cell):
         self.update = Update(optimizer, max_grad_norm, ema)
         self.loss_and_gradients = ops.value_and_grad(loss, None, optimizer.trained, has_aux=True)
 
-    def construct(
-        self,
-        moments: Tensor,
-        posterior_noise: Tensor,
-        noise: Tensor,
-        context: Tensor,
-        pooled: Tensor,
-        time_ids: Tensor,
-        timesteps: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        target_noise: Tensor,
-        target_latents: Tensor,
-        weight: Tensor,
-        lr: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        (loss, raw_loss), grads = self.loss_and_gradients(
-            moments,
-            posterior_noise,
-            noise,
-            context,
-            pooled,
-            time_ids,
-            timesteps,
-            alpha,
-            sigma,
-            target_noise,
-            target_latents,
-            weight,
-        )
+    def construct(self, lr: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (loss, raw_loss), grads = self.loss_and_gradients(*batch)
         return loss, raw_loss, self.update(grads, loss, lr)
 
     def take(self, parts: Sequence[tuple[Tensor, ...]], lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Update with the one batch in ``parts``."""
         (batch,) = parts
-        return self(*batch, lr)
+        return self(lr, *batch)
 
 
 class Gather(nn.Cell):

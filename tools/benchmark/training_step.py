@@ -63,7 +63,7 @@ def measure(model: str, steps: int) -> dict[str, float | str]:
     seconds = []
     for _ in range(steps + 1):
         started = time.perf_counter()
-        step(*arrays, lr)[0].asnumpy()
+        step(lr, *arrays)[0].asnumpy()
         seconds.append(time.perf_counter() - started)
     return {
         "mindspore": ms.__version__,
