@@ -6,6 +6,7 @@ from mindspore.ops import operations as P
 from gm.models.layers import Linear
 
 CHUNK_SCORES = 2**25  # scores held at once by the plain formulation: 128 MiB in float32
+MASKED = -1e4  # added to the scores of what is hidden: far below any score, and still a number in float16
 
 
 class MathAttention(nn.Cell):
@@ -40,7 +41,7 @@ class MathAttention(nn.Cell):
         if self.causal:
             length = scores.shape[-1]
             hidden = ops.triu(ops.ones((length, length), scores.dtype), 1)
-            scores = scores + hidden.reshape(1, length, length) * -1e9
+            scores = scores + hidden.reshape(1, length, length) * MASKED
         return self.mix(self.softmax(scores), value)
 
 
