@@ -1,4 +1,5 @@
 """What every test stands on: MindSpore's settings before its import, and examples that come out the same each time."""
+# ruff: noqa: E402  (cores and variables must be set before the imports)
 
 import os
 
@@ -11,10 +12,43 @@ if worker and hasattr(os, "sched_setaffinity"):
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reached the network would be a different test each day
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import settings
 
 import gm  # noqa: F401  (prepares the environment MindSpore reads at import)
+from gm.models.architecture import TINY_SDXL, ModelArchitecture, UNetArchitecture
 
 # Compiling a graph takes seconds, so a deadline per example would measure the machine.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def families() -> dict[str, ModelArchitecture]:
+    """The models that have one text encoder, in miniature; like TINY_SDXL they know the tiny world's vocabulary."""
+    clip, open_clip = TINY_SDXL.text_encoders
+    unet = UNetArchitecture(
+        channels=(64, 64),
+        down_depths=((1,), (0,)),
+        mid_depth=1,
+        up_depths=((0, 0), (1, 1)),
+        context_dim=64,
+        vector_dim=None,
+    )
+    autoencoder = replace(TINY_SDXL.autoencoder, scale_factor=0.18215)
+    vit_h = replace(open_clip, final_norm=True, pooled=False)
+    return {
+        "refiner": ModelArchitecture(
+            "sdxl-like", replace(unet, vector_dim=64 + 5 * 256), TINY_SDXL.autoencoder, (open_clip,), size_numbers=5
+        ),
+        "sd-1": ModelArchitecture(
+            "sd-1",
+            replace(unet, channels=(32, 64), num_heads=8, linear_projection=False),
+            autoencoder,
+            (replace(clip, layer="last", final_norm=True),),
+            size_numbers=0,
+        ),
+        "sd-2": ModelArchitecture("sd-2", unet, autoencoder, (vit_h,), size_numbers=0),
+    }

@@ -83,13 +83,13 @@ class NetworkEncoders:
     @cached_property
     def _text_network(self) -> tuple[Any, int]:
         """The network, and how many tokens it knows."""
-        from gm.models.build import CONDITIONER_PREFIX, build_conditioner
+        from gm.models.build import build_conditioner
         from gm.weights.load import load_into
 
         with open_weights(self._weight) as weights:
             architecture = weights.architecture()
             conditioner = build_conditioner(architecture)
-            load_into(conditioner, weights, prefix=CONDITIONER_PREFIX)
+            load_into(conditioner, weights)
         return conditioner, min(tower.vocab_size for tower in architecture.text_encoders)
 
     def _hash(self, what: str, prefixes: tuple[str, ...]) -> str:

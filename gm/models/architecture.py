@@ -1,7 +1,9 @@
 """The shape of each network as plain data: what the weights of a file say, and what the Cells are built from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+EMBEDDERS = "conditioner.embedders."  # what the keys of SDXL's text towers begin with, before their number
+COND_STAGE = "cond_stage_model."  # the same of the one text tower of SD 1.x and 2.x
 HEAD_WIDTH = 64  # of every attention in the family but the UNet of SD 1.x, which has 8 heads at every width
 
 
@@ -61,10 +63,13 @@ class AutoencoderArchitecture:
 
 @dataclass(frozen=True)
 class TextEncoderArchitecture:
-    """A CLIP text tower.
+    """A CLIP text tower, and what a model takes from it.
 
     ``layout`` names the module tree of its keys: "transformers" (CLIP-L) or "open_clip" (ViT-bigG, ViT-H).
-    ``projection_dim`` None: no pooled projection. ``pad_token``: "eos", or 0 (bigG: the token "!").
+    ``projection_dim`` None: the weights have no projection of the pooled state.
+    ``layer``, "penultimate" or "last", is the one whose output conditions the UNet; with ``final_norm`` the norm that
+    follows the last layer is applied to it. ``pooled``: the projected last state of the end of text conditions it too.
+    ``pad_token``: the id that texts are filled up with; None: the end of text.
     """
 
     vocab_size: int = 49408
@@ -75,15 +80,42 @@ class TextEncoderArchitecture:
     activation: str = "quick_gelu"  # quick_gelu (OpenAI's weights) or gelu
     layout: str = "transformers"
     projection_dim: int | None = None
+    layer: str = "penultimate"
+    final_norm: bool = False
+    pooled: bool = False
+    pad_token: int | None = None
 
     @property
     def heads(self) -> int:
         return self.width // HEAD_WIDTH
 
+    @property
+    def layers_below(self) -> int:
+        """How many layers the states that condition the UNet have passed."""
+        return self.layers - (self.layer == "penultimate")
+
 
 CLIP_L = TextEncoderArchitecture()
 OPEN_CLIP_BIG_G = TextEncoderArchitecture(
-    width=1280, layers=32, mlp_dim=5120, activation="gelu", layout="open_clip", projection_dim=1280
+    width=1280,
+    layers=32,
+    mlp_dim=5120,
+    activation="gelu",
+    layout="open_clip",
+    projection_dim=1280,
+    pooled=True,
+    pad_token=0,  # the token "!"
+)
+SD_1_CLIP_L = replace(CLIP_L, layer="last", final_norm=True)
+SD_2_VIT_H = TextEncoderArchitecture(
+    width=1024,
+    layers=24,
+    mlp_dim=4096,
+    activation="gelu",
+    layout="open_clip",
+    projection_dim=1024,  # in the original file, but unused
+    final_norm=True,
+    pad_token=0,
 )
 
 
@@ -96,6 +128,13 @@ class ModelArchitecture:
     autoencoder: AutoencoderArchitecture | None = field(default_factory=AutoencoderArchitecture)
     text_encoders: tuple[TextEncoderArchitecture, ...] = (CLIP_L, OPEN_CLIP_BIG_G)
     size_numbers: int = 6  # base: original, crop and target sizes; refiner: original, crop, aesthetic score (5)
+
+    @property
+    def text_prefixes(self) -> tuple[str, ...]:
+        """What the keys of each text encoder begin with."""
+        if self.name in ("sd-1", "sd-2"):
+            return (COND_STAGE,) * len(self.text_encoders)
+        return tuple(f"{EMBEDDERS}{index}." for index in range(len(self.text_encoders)))
 
     @property
     def latent_scale(self) -> float:
@@ -119,7 +158,15 @@ TINY_SDXL = ModelArchitecture(
     text_encoders=(
         TextEncoderArchitecture(vocab_size=627, width=64, layers=2, mlp_dim=256),
         TextEncoderArchitecture(
-            vocab_size=627, width=64, layers=2, mlp_dim=256, activation="gelu", layout="open_clip", projection_dim=64
+            vocab_size=627,
+            width=64,
+            layers=2,
+            mlp_dim=256,
+            activation="gelu",
+            layout="open_clip",
+            projection_dim=64,
+            pooled=True,
+            pad_token=0,
         ),
     ),
 )

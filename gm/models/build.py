@@ -14,7 +14,6 @@ from gm.models.unet import UNet
 
 UNET_PREFIX = "model.diffusion_model."
 AUTOENCODER_PREFIX = "first_stage_model."
-CONDITIONER_PREFIX = "conditioner."
 
 Network = TypeVar("Network", bound=nn.Cell)
 
@@ -43,4 +42,8 @@ def build_autoencoder(architecture: AutoencoderArchitecture, seed: int | None = 
 
 def build_conditioner(architecture: ModelArchitecture, seed: int | None = None) -> TextConditioner:
     """The text towers; with no ``seed`` their weights are zeros that wait for a file."""
-    return _named(lambda: TextConditioner(architecture.text_encoders), CONDITIONER_PREFIX, seed)
+    conditioner = _named(lambda: TextConditioner(architecture.text_encoders), "", seed)
+    for prefix, embedder in zip(architecture.text_prefixes, conditioner.embedders):
+        for name, parameter in embedder.parameters_and_names():
+            parameter.name = prefix + name
+    return conditioner

@@ -1,7 +1,8 @@
 """The CLIP text towers: OpenAI's CLIP-L (keys as in transformers) and OpenCLIP ViT-bigG/ViT-H (keys as in open_clip).
 
-Both return the states SDXL conditions on (Podell et al. 2023, section 2.1): the output of the last but one layer,
-without the final norm; the open_clip tower returns its pooled projection as well.
+SDXL is conditioned on the output of the last but one layer, without the final norm (Podell et al. 2023, section 2.1),
+and on the pooled projection of bigG; SD 1.x on the normed output of the last layer of CLIP-L; SD 2.x on the normed
+output of the last but one layer of ViT-H. What a model takes is data of its ``TextEncoderArchitecture``.
 """
 
 import numpy as np
@@ -79,17 +80,18 @@ class CLIPEmbeddings(nn.Cell):
 
 
 class CLIPEncoder(nn.Cell):
-    """The stack of layers; returns the output of the last but one and of the last."""
+    """The stack of layers; returns its input and the output of each layer."""
 
     def __init__(self, arch: TextEncoderArchitecture):
         super().__init__()
         self.layers = nn.CellList([CLIPLayer(arch) for _ in range(arch.layers)])
-        self.last = arch.layers - 1
 
-    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        for index in range(self.last):
-            x = self.layers[index](x)
-        return x, self.layers[self.last](x)
+    def construct(self, x: Tensor) -> tuple[Tensor, ...]:
+        states = (x,)
+        for layer in self.layers:
+            x = layer(x)
+            states = states + (x,)
+        return states
 
 
 class CLIPTextModel(nn.Cell):
@@ -101,10 +103,8 @@ class CLIPTextModel(nn.Cell):
         self.encoder = CLIPEncoder(arch)
         self.final_layer_norm = LayerNorm(arch.width)
 
-    def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids (B, N) -> last but one states and final normed states, each (B, N, width)."""
-        penultimate, last = self.encoder(self.embeddings(ids))
-        return penultimate, self.final_layer_norm(last)
+    def construct(self, ids: Tensor) -> tuple[Tensor, ...]:
+        return self.encoder(self.embeddings(ids))
 
 
 class Transformer(nn.Cell):
@@ -113,20 +113,28 @@ class Transformer(nn.Cell):
     def __init__(self, arch: TextEncoderArchitecture):
         super().__init__()
         self.text_model = CLIPTextModel(arch)
-
-    def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return self.text_model(ids)
+        if arch.projection_dim is not None:  # part of some files; no model of the family uses it
+            self.text_projection = Linear(arch.width, arch.projection_dim, bias=False)
 
 
 class CLIPTextEncoder(nn.Cell):
-    """CLIP-L as an embedder of the conditioner: token ids (B, N) -> last but one states (B, N, width)."""
+    """CLIP-L as an embedder of the conditioner; what it returns is said at ``build_text_encoder``."""
 
     def __init__(self, arch: TextEncoderArchitecture):
         super().__init__()
         self.transformer = Transformer(arch)
+        self.layers_below, self.final_norm = arch.layers_below, arch.final_norm
 
-    def construct(self, ids: Tensor) -> Tensor:
-        return self.transformer(ids)[0]
+    def construct(self, ids: Tensor) -> tuple[Tensor, None]:
+        return self.outputs(ids, self.hidden_states(ids))
+
+    def hidden_states(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """The embedded tokens and the output of each layer, (B, N, width) all of them."""
+        return self.transformer.text_model(ids)
+
+    def outputs(self, ids: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, None]:
+        context = states[self.layers_below]
+        return self.transformer.text_model.final_layer_norm(context) if self.final_norm else context, None
 
 
 class OpenCLIPAttention(nn.Cell):
@@ -176,17 +184,18 @@ class OpenCLIPLayer(nn.Cell):
 
 
 class OpenCLIPTransformer(nn.Cell):
-    """The stack of layers; returns the output of the last but one and of the last."""
+    """The stack of layers; returns its input and the output of each layer."""
 
     def __init__(self, arch: TextEncoderArchitecture):
         super().__init__()
         self.resblocks = nn.CellList([OpenCLIPLayer(arch) for _ in range(arch.layers)])
-        self.last = arch.layers - 1
 
-    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        for index in range(self.last):
-            x = self.resblocks[index](x)
-        return x, self.resblocks[self.last](x)
+    def construct(self, x: Tensor) -> tuple[Tensor, ...]:
+        states = (x,)
+        for block in self.resblocks:
+            x = block(x)
+            states = states + (x,)
+        return states
 
 
 class OpenCLIPTextModel(nn.Cell):
@@ -198,26 +207,45 @@ class OpenCLIPTextModel(nn.Cell):
         self.positional_embedding = Initializer.normal((arch.max_length, arch.width), std=0.01)
         self.transformer = OpenCLIPTransformer(arch)
         self.ln_final = LayerNorm(arch.width)
-        self.text_projection = Initializer.uniform((arch.width, arch.projection_dim), arch.width)
+        if arch.projection_dim is not None:
+            self.text_projection = Initializer.uniform((arch.width, arch.projection_dim), arch.width)
         # Part of the checkpoint, used only for CLIP's contrastive loss.
         self.logit_scale = Parameter(Tensor(np.float32(np.log(1 / 0.07))), requires_grad=False)
 
-    def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids (B, N) -> last but one states (B, N, width) and pooled projection (B, projection)."""
-        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
-        penultimate, last = self.transformer(x)
-        # The end-of-text token has the highest id; its state stands for the text.
+    def construct(self, ids: Tensor) -> tuple[Tensor, ...]:
+        return self.transformer(self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]])
+
+    def pool(self, ids: Tensor, last: Tensor) -> Tensor:
+        """The projected state of the end of text, which has the highest id: (B, projection)."""
         rows = ops.arange(ids.shape[0])
-        end = self.ln_final(last)[rows, ids.argmax(axis=-1)]
-        return penultimate, ops.matmul(end, self.text_projection)
+        return ops.matmul(self.ln_final(last)[rows, ids.argmax(axis=-1)], self.text_projection)
 
 
 class OpenCLIPTextEncoder(nn.Cell):
-    """ViT-bigG or ViT-H as an embedder of the conditioner: token ids (B, N) -> states (B, N, width), pooled (B, P)."""
+    """ViT-bigG or ViT-H as an embedder of the conditioner; what it returns is said at ``build_text_encoder``."""
 
     def __init__(self, arch: TextEncoderArchitecture):
         super().__init__()
         self.model = OpenCLIPTextModel(arch)
+        self.layers_below, self.final_norm, self.pooled = arch.layers_below, arch.final_norm, arch.pooled
 
-    def construct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def construct(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.outputs(ids, self.hidden_states(ids))
+
+    def hidden_states(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """The embedded tokens and the output of each layer, (B, N, width) all of them."""
         return self.model(ids)
+
+    def outputs(self, ids: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        context = states[self.layers_below]
+        pooled = self.model.pool(ids, states[-1]) if self.pooled else None
+        return self.model.ln_final(context) if self.final_norm else context, pooled
+
+
+def build_text_encoder(arch: TextEncoderArchitecture) -> CLIPTextEncoder | OpenCLIPTextEncoder:
+    """A Cell from token ids (B, N) to what the architecture says a model takes from this tower.
+
+    It returns the states (B, N, width) of ``arch.layer``, normed with ``arch.final_norm``, and the pooled projection
+    (B, P), None without ``arch.pooled``.
+    """
+    return CLIPTextEncoder(arch) if arch.layout == "transformers" else OpenCLIPTextEncoder(arch)

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 from gm.errors import SuiteError
 from gm.models.architecture import (
+    COND_STAGE,
+    EMBEDDERS,
     AutoencoderArchitecture,
     ModelArchitecture,
     TextEncoderArchitecture,
     UNetArchitecture,
 )
-from gm.weights.keys import AUTOENCODER, COND_STAGE, EMBEDDERS, UNET
+from gm.weights.keys import AUTOENCODER, UNET
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -119,7 +121,7 @@ def _size_numbers(name: str, unet: UNetArchitecture | None, encoders: tuple[Text
     """How many size numbers join the pooled text in the UNet's vector input."""
     if name in ("sd-1", "sd-2"):
         return 0
-    if unet and unet.vector_dim and encoders and encoders[-1].projection_dim:
+    if unet and unet.vector_dim and encoders and encoders[-1].pooled:
         return (unet.vector_dim - encoders[-1].projection_dim) // SIZE_EMBEDDING
     return 5 if name == "sdxl-refiner" else 6
 
@@ -240,6 +242,8 @@ def _detect_text_encoders(shapes: Shapes) -> tuple[TextEncoderArchitecture, ...]
 
 
 def _detect_text_encoder(shapes: Shapes, stage: str) -> TextEncoderArchitecture:
+    # SD 1.x and 2.x are conditioned on normed states, and on nothing pooled.
+    alone = stage == COND_STAGE
     part = _Part(shapes, f"{stage}transformer.", "text encoder")
     if part:
         text = "text_model."
@@ -252,9 +256,12 @@ def _detect_text_encoder(shapes: Shapes, stage: str) -> TextEncoderArchitecture:
             mlp_dim=part.shape(f"{text}encoder.layers.0.mlp.fc1.weight", 2)[0],
             max_length=part.shape(f"{text}embeddings.position_embedding.weight", 2)[0],
             projection_dim=projection,
+            layer="last" if alone else "penultimate",
+            final_norm=alone,
         )
     part = _Part(shapes, f"{stage}model.", "text encoder")
     vocabulary, width = part.shape("token_embedding.weight", 2)
+    projection = part.shape("text_projection", 2)[1] if "text_projection" in part else None
     return TextEncoderArchitecture(
         vocab_size=vocabulary,
         width=width,
@@ -263,5 +270,10 @@ def _detect_text_encoder(shapes: Shapes, stage: str) -> TextEncoderArchitecture:
         max_length=part.shape("positional_embedding", 2)[0],
         activation="gelu",
         layout="open_clip",
-        projection_dim=part.shape("text_projection", 2)[1] if "text_projection" in part else None,
+        projection_dim=projection,
+        # Diffusers drops the projection of SD 2.x and, of the layers, the one that SD 2.x does not use.
+        layer="last" if alone and projection is None else "penultimate",
+        final_norm=alone,
+        pooled=not alone,
+        pad_token=0,
     )

@@ -3,19 +3,19 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from gm.errors import SuiteError, UsageError
 from gm.files import write_json
-from gm.models.architecture import ModelArchitecture
+from gm.models.architecture import CLIP_L, COND_STAGE, EMBEDDERS, ModelArchitecture, TextEncoderArchitecture
 from gm.weights import diffusers_config as configs
 from gm.weights import layouts
 from gm.weights.convert import convert_file, write_file
 from gm.weights.dtypes import target_tag
 from gm.weights.files import BUFFER_ENDINGS, WeightFile, open_weights
-from gm.weights.keys import AUTOENCODER, COND_STAGE, EMBEDDERS, UNET, text_encoder_prefix
+from gm.weights.keys import AUTOENCODER, UNET, text_encoder_prefix
 from gm.weights.layouts import Sources
 from gm.weights.sources import FileSource, TensorFile
 
@@ -152,8 +152,8 @@ def ckpt_to_diffusers(
                     _write_part(folder / part / f"{STEMS.get(part, 'model')}.safetensors", weights, named, dtype)
             if architecture.unet and architecture.autoencoder and architecture.text_encoders:
                 write_json(folder / "model_index.json", configs.model_index(architecture))
-            for name, origin in tokenizers.items():
-                _copy_tokenizer(origin, folder / name)
+            for name, (origin, pad_token) in tokenizers.items():
+                _copy_tokenizer(origin, folder / name, pad_token)
 
 
 def _write_part(path: Path, weights: WeightFile, named: Sources, dtype: str | None) -> None:
@@ -177,39 +177,45 @@ def _parts(weights: WeightFile, architecture: ModelArchitecture) -> dict[str, tu
         parts["vae"] = config, layouts.autoencoder_to_diffusers(under(AUTOENCODER), autoencoder), "config.json"
     for index, encoder in enumerate(architecture.text_encoders):
         named = under(text_encoder_prefix(architecture, index))
-        layers, pooled = encoder.layers, encoder.layout == "open_clip" and name != "sd-2"
-        if name == "sd-2" and layers == 24:
-            layers = 23  # SD 2.x conditions on the last but one layer, and diffusers drops the last from the model
+        # Diffusers takes normed states from the last layer only, so it drops those above the one that is used.
+        layers = encoder.layers_below if encoder.final_norm else encoder.layers
         if encoder.layout == "open_clip":
-            named = layouts.open_clip_to_diffusers(named, layers, pooled)
-        part = "text_encoder_2" if pooled else "text_encoder"
-        parts[part] = configs.text_encoder_config(encoder, layers, pooled), named, "config.json"
+            named = layouts.open_clip_to_diffusers(named, layers, encoder.pooled)
+        config = configs.text_encoder_config(encoder, layers, encoder.pooled)
+        parts[f"text_encoder{_number(encoder)}"] = config, named, "config.json"
     parts["scheduler"] = configs.scheduler_config(name), {}, "scheduler_config.json"
     return parts
 
 
-def _find_tokenizers(path: str | Path, architecture: ModelArchitecture) -> dict[str, Path]:
-    """Folder name in the result -> the folder its tokenizer is copied from."""
+def _number(encoder: TextEncoderArchitecture) -> str:
+    """Diffusers counts the pooled encoder as the second, also where it is the only one (the refiner)."""
+    return "_2" if encoder.pooled else ""
+
+
+def tokenizer_folders(encoders: Sequence[TextEncoderArchitecture]) -> list[str]:
+    """Where a diffusers folder keeps the tokenizer of each text encoder."""
+    return [f"tokenizer{_number(encoder)}" for encoder in encoders]
+
+
+def _find_tokenizers(path: str | Path, architecture: ModelArchitecture) -> dict[str, tuple[Path, int | None]]:
+    """Folder name in the result -> the folder its tokenizer is copied from, and the id it pads with."""
     path = Path(path)
-    wanted = ["tokenizer", "tokenizer_2"][: max(1, len(architecture.text_encoders))]
-    if architecture.name == "sdxl-refiner":
-        wanted = ["tokenizer_2"]
+    encoders = architecture.text_encoders or (CLIP_L,)
     found = {}
-    for name in wanted:
+    for name, encoder in zip(tokenizer_folders(encoders), encoders):
         origin = path / name if (path / name).is_dir() else path
         missing = [file for file in TOKENIZER_FILES if not (origin / file).exists()]
         if missing:
             raise UsageError(f"--tokenizer {origin} lacks {' and '.join(missing)}: give a folder with a CLIP tokenizer")
-        found[name] = origin
+        found[name] = origin, encoder.pad_token
     return found
 
 
-def _copy_tokenizer(origin: Path, target: Path) -> None:
+def _copy_tokenizer(origin: Path, target: Path, pad_token: int | None) -> None:
     target.mkdir()
     for file in TOKENIZER_FILES:
         shutil.copyfile(origin / file, target / file)
-    # CLIP-L pads with the end of text, OpenCLIP with id 0, the token "!".
-    pad = "!" if target.name == "tokenizer_2" else "<|endoftext|>"
+    pad = "<|endoftext|>" if pad_token is None else "!"  # "!" is id 0, OpenCLIP's
     special = {
         "bos_token": "<|startoftext|>",
         "eos_token": "<|endoftext|>",

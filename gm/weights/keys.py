@@ -17,16 +17,13 @@ Pairs = Iterator[tuple[str, tuple[int, ...]]]
 
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
-EMBEDDERS = "conditioner.embedders."
 OPTIONAL_ENDINGS = (".logit_scale",)  # no output depends on it, and many files leave it out
-COND_STAGE = "cond_stage_model."  # the one text encoder of SD 1.x and 2.x
 
 
 def text_encoder_prefix(architecture: ModelArchitecture, index: int) -> str:
     """The part of the keys before ``text_model`` or the open_clip names, of text encoder ``index``."""
-    stage = COND_STAGE if architecture.name in ("sd-1", "sd-2") else f"{EMBEDDERS}{index}."
     transformers = architecture.text_encoders[index].layout == "transformers"
-    return stage + ("transformer." if transformers else "model.")
+    return architecture.text_prefixes[index] + ("transformer." if transformers else "model.")
 
 
 def expected_shapes(architecture: ModelArchitecture) -> Shapes:

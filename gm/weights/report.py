@@ -6,12 +6,12 @@ from collections import Counter
 import numpy as np
 
 from gm.errors import SuiteError
-from gm.models.architecture import ModelArchitecture, TextEncoderArchitecture
+from gm.models.architecture import COND_STAGE, EMBEDDERS, ModelArchitecture, TextEncoderArchitecture
 from gm.weights.convert import progress, tensor_bytes
 from gm.weights.detect import describe
 from gm.weights.dtypes import is_finite, to_float32
 from gm.weights.files import WeightFile, named, same_shape
-from gm.weights.keys import AUTOENCODER, COND_STAGE, EMBEDDERS, OPTIONAL_ENDINGS, UNET, expected_shapes
+from gm.weights.keys import AUTOENCODER, OPTIONAL_ENDINGS, UNET, expected_shapes
 
 PARTS = {"unet": (UNET,), "autoencoder": (AUTOENCODER,), "text towers": (EMBEDDERS, COND_STAGE)}
 FORMAT_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from gm.models.architecture import (
-    CLIP_L,
     OPEN_CLIP_BIG_G,
+    SD_1_CLIP_L,
+    SD_2_VIT_H,
     TINY_SDXL,
     AutoencoderArchitecture,
     ModelArchitecture,
-    TextEncoderArchitecture,
     UNetArchitecture,
 )
 from gm.weights.ckpt import save_ckpt
@@ -20,9 +20,6 @@ from gm.weights.detect import SD_1, SD_2, SDXL_REFINER, SSD_1B, VEGA
 from gm.weights.dtypes import NUMPY_TYPES, cast
 from gm.weights.keys import expected_shapes
 
-VIT_H = TextEncoderArchitecture(
-    width=1024, layers=24, mlp_dim=4096, activation="gelu", layout="open_clip", projection_dim=1024
-)
 SD_AUTOENCODER = AutoencoderArchitecture(scale_factor=0.18215)
 # The released models at full size, and one in miniature whose blocks are as uneven as the keys allow.
 MODELS = {
@@ -31,8 +28,8 @@ MODELS = {
     "sdxl-refiner": ModelArchitecture("sdxl-refiner", SDXL_REFINER, text_encoders=(OPEN_CLIP_BIG_G,), size_numbers=5),
     "ssd-1b": ModelArchitecture("ssd-1b", SSD_1B),
     "vega": ModelArchitecture("vega", VEGA),
-    "sd-1": ModelArchitecture("sd-1", SD_1, SD_AUTOENCODER, (CLIP_L,), 0),
-    "sd-2": ModelArchitecture("sd-2", SD_2, SD_AUTOENCODER, (VIT_H,), 0),
+    "sd-1": ModelArchitecture("sd-1", SD_1, SD_AUTOENCODER, (SD_1_CLIP_L,), 0),
+    "sd-2": ModelArchitecture("sd-2", SD_2, SD_AUTOENCODER, (SD_2_VIT_H,), 0),
     "uneven": replace(
         TINY_SDXL,
         unet=UNetArchitecture(

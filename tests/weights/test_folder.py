@@ -37,13 +37,15 @@ def folder(tmp_path, ckpt, tokenizer):
     return tmp_path / "folder"
 
 
-def same(one, other, ignore=("conditioner.embedders.1.model.logit_scale",)) -> bool:
+def same(one, other, names=None) -> bool:
+    """Whether all tensors are the same, or those of ``names``."""
     with open_weights(one) as first, open_weights(other) as second:
-        assert set(first.names()) == set(second.names())
+        if names is None:
+            assert set(first.names()) == set(second.names())
+            names = set(first.names()) - {"conditioner.embedders.1.model.logit_scale"}  # not in transformers
         return all(
             first.dtype(name) == second.dtype(name) and np.array_equal(first.read(name), second.read(name))
-            for name in first.names()
-            if name not in ignore  # transformers has no such parameter
+            for name in names
         )
 
 
@@ -52,50 +54,33 @@ def test_there_and_back_is_identical(tmp_path, ckpt, folder):
     assert same(ckpt, tmp_path / "back.ckpt")
 
 
-SMALL_UNET = replace(TINY_SDXL.unet, vector_dim=None, context_dim=64)
-FAMILIES = {
-    "refiner": replace(
-        TINY_SDXL,
-        unet=replace(TINY_SDXL.unet, context_dim=64, vector_dim=64 + 5 * 256),
-        text_encoders=TINY_SDXL.text_encoders[1:],
-        size_numbers=5,
-    ),
-    "sd-1": replace(
-        TINY_SDXL,
-        name="sd-1",
-        unet=replace(SMALL_UNET, num_heads=8, linear_projection=False),
-        autoencoder=replace(TINY_SDXL.autoencoder, scale_factor=0.18215),
-        text_encoders=TINY_SDXL.text_encoders[:1],
-        size_numbers=0,
-    ),
-    "sd-2": replace(
-        TINY_SDXL,
-        name="sd-2",
-        unet=SMALL_UNET,
-        autoencoder=replace(TINY_SDXL.autoencoder, scale_factor=0.18215),
-        text_encoders=TINY_SDXL.text_encoders[1:],
-        size_numbers=0,
-    ),
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_other_families_there_and_back(tmp_path, make_tensors, write_ckpt, family):
-    tensors = make_tensors(expected_shapes(FAMILIES[family]))
-    if family == "sd-2":  # its folders hold a text model without the pooled projection
-        tensors = {
-            name: rest for name, rest in tensors.items() if not name.endswith(("text_projection", "logit_scale"))
-        }
-    path = write_ckpt(tmp_path / "model.ckpt", tensors)
+@pytest.mark.parametrize("family", ["refiner", "sd-1", "sd-2"])
+def test_other_families_there_and_back(tmp_path, families, make_tensors, write_ckpt, family):
+    expected = families[family]
+    path = write_ckpt(tmp_path / "model.ckpt", make_tensors(expected_shapes(expected)))
     with open_weights(path) as weights:
-        architecture = weights.architecture()
-    if family != "sd-2":
-        assert architecture == FAMILIES[family]
+        assert weights.architecture() == expected
     ckpt_to_diffusers(path, tmp_path / "folder")
-    with open_weights(tmp_path / "folder") as weights:
-        assert weights.architecture() == architecture
-    assert same(path, tmp_path / "folder", ignore=("conditioner.embedders.0.model.logit_scale",))
+    dropped = ()
+    if family == "sd-2":  # its folders hold a text model without projection and the layer above the one it uses
+        encoder = replace(expected.text_encoders[0], layers=1, layer="last", projection_dim=None)
+        expected = replace(expected, text_encoders=(encoder,))
+        dropped = ("text_projection", "logit_scale", "resblocks.1.")
+    with open_weights(tmp_path / "folder") as weights, open_weights(path) as original:
+        assert weights.architecture() == expected
+        kept = {name for name in original.names() if not any(part in name for part in dropped)}
+        assert set(weights.names()) == kept
+    assert same(tmp_path / "folder", path, kept - {"conditioner.embedders.0.model.logit_scale"})
     assert (tmp_path / "folder/text_encoder_2").exists() == (family == "refiner")
+
+
+@pytest.mark.parametrize(("family", "pads"), [("refiner", "!"), ("sd-1", "<|endoftext|>"), ("sd-2", "!")])
+def test_tokenizers_pad_as_the_model_was_trained(tmp_path, families, make_tensors, write_ckpt, tokenizer, family, pads):
+    path = write_ckpt(tmp_path / "model.ckpt", make_tensors(expected_shapes(families[family])))
+    ckpt_to_diffusers(path, tmp_path / "folder", tokenizer=tokenizer)
+    name = "tokenizer_2" if family == "refiner" else "tokenizer"
+    assert [found.name for found in tmp_path.glob("folder/tokenizer*")] == [name]
+    assert json.loads((tmp_path / "folder" / name / "tokenizer_config.json").read_text())["pad_token"] == pads
 
 
 def test_a_folder_opens_like_a_file(ckpt, folder):

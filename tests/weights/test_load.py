@@ -10,6 +10,8 @@ from gm.models.architecture import TINY_SDXL
 from gm.models.build import build_autoencoder, build_conditioner, build_unet
 from gm.weights.dtypes import to_float32
 from gm.weights.files import open_weights
+from gm.weights.folder import ckpt_to_diffusers
+from gm.weights.keys import expected_shapes
 from gm.weights.load import common_prefix, load_into, write_parameters
 
 
@@ -48,6 +50,23 @@ def test_every_network_takes_its_part_of_a_whole_file(tiny_file, tiny_tensors, b
         load_into(network, weights)
     for parameter in network.get_parameters():
         np.testing.assert_array_equal(parameter.asnumpy(), tiny_tensors[parameter.name][2])
+
+
+@pytest.mark.parametrize("family", ["refiner", "sd-1", "sd-2"])
+def test_every_familys_text_encoder_takes_its_part_of_a_file_and_of_a_folder(
+    tmp_path, families, make_tensors, write_ckpt, family
+):
+    path = write_ckpt(tmp_path / "model.ckpt", make_tensors(expected_shapes(families[family])))
+    ckpt_to_diffusers(path, tmp_path / "folder")
+    for source in (path, tmp_path / "folder"):
+        with open_weights(source) as weights:
+            conditioner = build_conditioner(weights.architecture())
+            load_into(conditioner, weights)
+            parts = [name for name in weights.names() if name.startswith(("conditioner.", "cond_stage_model."))]
+            found = {parameter.name: parameter.asnumpy() for parameter in conditioner.get_parameters()}
+            assert found.keys() - set(parts) <= {"cond_stage_model.model.logit_scale"}
+            for name in parts:
+                np.testing.assert_array_equal(found[name], weights.read(name))
 
 
 @pytest.mark.parametrize("own", [ms.float32, ms.float16, ms.bfloat16])
