@@ -139,9 +139,9 @@ def test_the_choices_are_those_of_the_mathematics():
 
 
 def test_the_architectures_are_those_that_training_builds():
-    from gm.training import loop  # imports MindSpore, which the rest of this file does without
+    from gm.training import assemble  # imports MindSpore, which the rest of this file does without
 
-    assert set(SETTINGS["model.architecture"].properties["choices"]) == set(loop.UNTRAINED)
+    assert set(SETTINGS["model.architecture"].properties["choices"]) == set(assemble.UNTRAINED)
 
 
 @pytest.mark.parametrize("door", ["train", "sample"])

@@ -2,11 +2,7 @@
 
 import logging
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -18,22 +14,17 @@ from gm.config import Config
 from gm.data.batches import Batches
 from gm.errors import SuiteError
 from gm.files import write_text
-from gm.models import architecture as architectures
-from gm.models.build import build_unet
+from gm.models.architecture import ModelArchitecture
 from gm.models.unet import UNet
 from gm.training import metrics, state
-from gm.training.ema import EMA
-from gm.training.loss import DiffusionLoss
+from gm.training.assemble import assemble, load_unet
+from gm.training.interruption import Interruption
 from gm.training.lr import learning_rate
-from gm.training.optimizer import AdamW
 from gm.training.plots import plot_loss
-from gm.training.run_folder import RunFolder
-from gm.training.step import AccumulatingStep, TrainStep, tensors
-from gm.weights.files import open_weights
-from gm.weights.load import load_into
-
-# What --weight "" builds.
-UNTRAINED = {"sdxl-base": architectures.ModelArchitecture(), "tiny": architectures.TINY_SDXL}
+from gm.training.report import report
+from gm.training.run_folder import RunFolder, logging_to
+from gm.training.step import tensors
+from gm.training.timing import timed
 
 log = logging.getLogger(__name__)
 
@@ -62,47 +53,6 @@ def train(config: Config) -> None:
             Run(config, folder, architecture, unet, batches).go()
 
 
-def load_unet(config: Config) -> tuple[architectures.ModelArchitecture, UNet]:
-    """The UNet of the weights file, or an untrained one of ``model.architecture``."""
-    if not config.model.weight:
-        architecture = UNTRAINED[config.model.architecture]
-        return architecture, build_unet(architecture.unet, seed=config.train.seed)
-    with open_weights(config.model.weight) as weights:
-        architecture = weights.architecture()
-        if architecture.unet is None:
-            raise SuiteError(f"{config.model.weight} has no UNet to train: it is {weights.describe()}")
-        unet = build_unet(architecture.unet)
-        load_into(unet, weights)
-    return architecture, unet
-
-
-def report(config: Config, unet: UNet, batches: Batches) -> None:
-    """Say what will be trained, on what, and what it takes."""
-    count = sum(parameter.size for parameter in unet.trainable_params())
-    copies = 4 + config.optim.use_ema  # weights, gradients, two moments, the average
-    samples = config.data.per_batch_size * config.optim.gradient_accumulation_steps
-    epochs = config.train.max_train_steps / batches.steps_per_epoch
-    sizes = ", ".join(f"{width}x{height}" for height, width in batches.sizes)
-    log.info(
-        "training %s parameters; they, their gradients and AdamW's state take %s",
-        f"{count:,}",
-        size(4 * count * copies),
-    )
-    log.info(
-        "%d steps of %d samples: %.1f epochs of %d steps",
-        config.train.max_train_steps,
-        samples,
-        epochs,
-        batches.steps_per_epoch,
-    )
-    log.info("pictures of %s: %d compilation%s", sizes, len(batches.sizes), "s" * (len(batches.sizes) > 1))
-
-
-def size(count: int) -> str:
-    """Bytes in words."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
 class Run:
     """A run from its first step, or the one it resumes at, to its last."""
 
@@ -110,22 +60,13 @@ class Run:
         self,
         config: Config,
         folder: RunFolder,
-        architecture: architectures.ModelArchitecture,
+        architecture: ModelArchitecture,
         unet: UNet,
         batches: Batches,
     ):
         self.config, self.folder, self.batches = config, folder, batches
-        optim = config.optim
-        self.weights = unet.trainable_params()
-        self.optimizer = AdamW(self.weights, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay)
-        self.ema = EMA(self.weights, optim.ema_decay) if optim.use_ema else None
-        loss = DiffusionLoss(unet, architecture.latent_scale, with_vector=architecture.unet.vector_dim is not None)
-        max_norm = optim.max_grad_norm if optim.clip_grad else None
-        if optim.gradient_accumulation_steps == 1:
-            self.step = TrainStep(loss, self.optimizer, max_norm, self.ema)
-        else:
-            self.step = AccumulatingStep(loss, self.optimizer, max_norm, self.ema, optim.gradient_accumulation_steps)
-        self.step.set_train()
+        parts = assemble(config, architecture, unet)
+        self.weights, self.optimizer, self.ema, self.step = parts.weights, parts.optimizer, parts.ema, parts.step
         self.done, self.saved, self.compiled = 0, None, False
         self.unread: list[tuple[int, tuple[Tensor, ...]]] = []  # steps and what they returned, not fetched yet
         if folder.resumed:
@@ -222,48 +163,3 @@ class Run:
         state.save(self.folder, progress, self.weights, self.optimizer, self.ema)
         self.folder.keep_newest(self.config.train.max_num_ckpt)
         self.saved = self.done
-
-
-class Interruption:
-    """While active, the first SIGINT or SIGTERM only asks the loop to end; a second one is an ordinary Ctrl-C."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> "Interruption":
-        self.before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        log.info("%s: ending after this step; once more ends at once", signal.Signals(number).name)
-
-
-@contextmanager
-def timed(what: str) -> Iterator[None]:
-    """Say how long a phase of the start-up took."""
-    started = time.monotonic()
-    yield
-    log.info("%s: ready in %.1f s", what, time.monotonic() - started)
-
-
-@contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Keep a copy of the log in a file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()

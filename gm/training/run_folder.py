@@ -5,6 +5,8 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -93,3 +95,17 @@ def latest_run(config: TrainConfig) -> Path:
     if not started:
         raise UsageError(f"no run to resume in {candidates[0]}: leave --resume out to start one")
     return max(started, key=lambda candidate: (candidate / "latest").stat().st_mtime)
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Keep a copy of the log in a file."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
