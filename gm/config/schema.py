@@ -91,7 +91,38 @@ class DiffusionConfig:
     beta_end: float = setting(0.012, "last beta", above=0, below=1)
     num_train_timesteps: int = setting(1000, "T, the length of the noise schedule", unit="timesteps", at_least=1)
     rescale_betas_zero_snr: bool = setting(False, "zero terminal SNR (arXiv 2305.08891); not with epsilon prediction")
-    snr_gamma: float | None = setting(None, "min-SNR weighting (arXiv 2303.09556); 5.0 is the paper's value", above=0)
+    sigma_sampling: str = setting(
+        "discrete",
+        "noise levels of the T timesteps; edm: ln sigma normal, with the fractional timestep that belongs to sigma "
+        "(arXiv 2206.00364)",
+        choices=("discrete", "edm"),
+    )
+    edm_p_mean: float = setting(-1.2, "sigma_sampling edm: mean of ln sigma")
+    edm_p_std: float = setting(1.2, "sigma_sampling edm: standard deviation of ln sigma", above=0)
+    snr_gamma: float | None = setting(
+        None, "gamma of min-SNR weighting (arXiv 2303.09556); alone it means --loss_weighting min_snr", above=0
+    )
+    loss_weighting: str | None = setting(
+        None,
+        "how timesteps count in the loss: min_snr (--snr_gamma 5.0 is the paper's), soft_min_snr (arXiv 2401.11605; "
+        "4.0) or debiased (arXiv 2310.08442; no gamma)",
+        choices=("min_snr", "soft_min_snr", "debiased"),
+    )
+    loss_weight_floor: float = setting(
+        0.0, "smallest weight of a timestep: with zero terminal SNR the last one weighs 0 otherwise", at_least=0
+    )
+    loss_type: str = setting(
+        "l2",
+        "squared error, or pseudo-Huber losses that outliers move less (arXiv 2403.16728)",
+        choices=("l2", "huber", "smooth_l1"),
+    )
+    huber_c: float = setting(0.1, "error from which the loss is linear, of much noise", above=0)
+    huber_schedule: str = setting(
+        "snr", "how huber_c falls from 1 with growing noise, or constant", choices=("constant", "exponential", "snr")
+    )
+    stratified_timesteps: bool = setting(
+        False, "spread the noise levels of each step evenly over all its samples, of all devices"
+    )
     timestep_bias_strategy: str = setting(
         "none", "which timesteps are drawn more (or less) often", choices=("none", "earlier", "later", "range")
     )
@@ -103,7 +134,23 @@ class DiffusionConfig:
     timestep_bias_portion: float = setting(
         0.25, "strategies earlier and later: share of the timesteps that is biased", unit="0 to 1", above=0, at_most=1
     )
+    refiner_training: bool = setting(False, "train one of two experts: the second stage, on the least noisy timesteps")
+    refiner_training_strength: float = setting(
+        0.2, "share of the timesteps that is the second stage's", unit="0 to 1", above=0, below=1
+    )
+    refiner_training_invert_schedule: bool = setting(
+        False, "with --refiner_training: train the first stage, on all the other timesteps"
+    )
     noise_offset: float = setting(0.0, "strength of the per-channel constant added to the noise", at_least=0)
+    noise_offset_probability: float = setting(
+        1.0, "share of samples whose noise is offset", unit="0 to 1", at_least=0, at_most=1
+    )
+    input_perturbation: float = setting(
+        0.0, "strength of noise added to the input only (arXiv 2301.11706); 0.1 is the paper's", at_least=0
+    )
+    input_perturbation_steps: int = setting(
+        0, "steps over which input_perturbation fades to nothing; 0: it does not", unit="steps", at_least=0
+    )
 
 
 @dataclass

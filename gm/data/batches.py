@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from gm.config import Config
-from gm.config.schema import DiffusionConfig
 from gm.data import cache as stored
 from gm.data import folder, transforms
 from gm.data.cache import Cache
@@ -16,19 +15,20 @@ from gm.data.cache_plan import EMPTY
 from gm.data.encoders import Encoders, NetworkEncoders
 from gm.data.folder import Sample
 from gm.data.geometry import Geometry
-from gm.data.order import GlobalBatch, epoch_batches
+from gm.data.noising import Noising
+from gm.data.order import GlobalBatch, epoch_batches, strata
 from gm.data.prefetch import Prefetcher, ahead
 from gm.data.randomness import generator
 from gm.data.tokens import Tokenizers
 from gm.data.transforms import BadPictureError
-from gm.diffusion import objective, schedule, timesteps
+from gm.diffusion.timesteps import stratify
 from gm.errors import SuiteError, UsageError
 
 LATENT_CHANNELS = 4
 PREFETCHED_BATCHES = 3
 # What a batch holds, in this order.
-FIELDS = ("moments", "posterior_noise", "noise", "context", "pooled", "time_ids", "timesteps")
-FIELDS += ("alpha", "sigma", "target_noise", "target_latents", "weight")
+FIELDS = ("moments", "posterior_noise", "noise", "input_noise", "context", "pooled", "time_ids", "timesteps")
+FIELDS += ("alpha", "sigma", "target_noise", "target_latents", "weight", "inverse_huber_c")
 
 Cursor = tuple[int, int]
 Batch = dict[str, np.ndarray]
@@ -45,15 +45,29 @@ class _Drawn:
     time_ids: np.ndarray  # (6,)
     timestep_uniform: float
     noise: np.ndarray  # (4, h, w)
+    input_noise: np.ndarray  # (4, h, w)
     posterior_noise: np.ndarray  # (4, h, w)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one rank has of a step in one forward pass: ``step`` counts from the first of the run."""
+
+    epoch: int
+    step: int
+    positions: np.ndarray  # (B,)
+    weights: np.ndarray  # (B,)
+    strata: np.ndarray  # (B,)
+    samples_of_step: int  # that count, over all ranks and forward passes
+    after: Cursor
 
 
 class Batches(Iterator[Batch]):
     """Batches of one rank, one for every forward pass, without end; all randomness belongs to the samples.
 
-    A batch is a dict of float32 arrays, in this order: ``moments`` (B, 8, h, w), ``posterior_noise`` and ``noise``
-    (B, 4, h, w), ``context`` (B, 77, C), ``pooled`` (B, P), ``time_ids`` (B, 6), and, each (B,), ``timesteps``,
-    ``alpha``, ``sigma``, ``target_noise``, ``target_latents``, ``weight``.
+    A batch is a dict of float32 arrays, in this order: ``moments`` (B, 8, h, w), ``posterior_noise``, ``noise`` and
+    ``input_noise`` (B, 4, h, w), ``context`` (B, 77, C), ``pooled`` (B, P), ``time_ids`` (B, 6), and, each (B,),
+    ``timesteps``, ``alpha``, ``sigma``, ``target_noise``, ``target_latents``, ``weight``, ``inverse_huber_c``.
 
     A training step takes ``gradient_accumulation_steps`` batches on each of ``size`` ranks. What they hold together is
     the same however it is divided. ``cursor`` is (epoch, steps of it that are done); a step counts as done when its
@@ -72,6 +86,7 @@ class Batches(Iterator[Batch]):
         size: int = 1,
     ):
         self._data, self._seed = config.data, config.train.seed
+        self._stratified = config.diffusion.stratified_timesteps
         self._samples = cache.samples if cache is not None else samples
         self._cache, self._encoders, self._tokenizers = cache, encoders, tokenizers
         self._latents_cached = cache is not None and cache.has_latents
@@ -83,7 +98,7 @@ class Batches(Iterator[Batch]):
         self._geometry = Geometry.of(config)
         self._sizes = [self._geometry.bucket(sample) for sample in self._samples]
         try:
-            self._diffusion = _Diffusion(config.diffusion)
+            self._noising = Noising(config.diffusion)
         except ValueError as error:
             raise UsageError(str(error)) from None
         self._batch = config.data.per_batch_size
@@ -154,39 +169,42 @@ class Batches(Iterator[Batch]):
     def _collated(self, cursor: Cursor) -> Iterator[tuple[dict, Cursor]]:
         """Batches but for what networks must add, each with the cursor after it."""
         parts = self._parts(cursor)
-        pending: deque = deque()
+        pending: deque[_Part] = deque()
 
-        def items() -> Iterator[tuple[int, int]]:
+        def items() -> Iterator[tuple[int, int, int]]:
             for part in parts:
                 pending.append(part)
-                epoch, positions, _, _ = part
-                for position in positions:
-                    yield epoch, int(position)
+                for position in part.positions:
+                    yield part.epoch, part.step, int(position)
 
         drawn = ahead(self._pool, lambda item: self._draw(*item), items(), PREFETCHED_BATCHES * self._batch)
         try:
             while True:
                 samples = [next(drawn) for _ in range(self._batch)]
-                _, _, weights, after = pending.popleft()
-                yield self._collate(samples, weights), after
+                part = pending.popleft()
+                yield self._collate(samples, part), part.after
         finally:
             drawn.close()
 
-    def _parts(self, cursor: Cursor) -> Iterator[tuple[int, np.ndarray, np.ndarray, Cursor]]:
-        """(epoch, positions (B,), weights (B,), cursor after it) of every batch of this rank from the cursor on."""
+    def _parts(self, cursor: Cursor) -> Iterator[_Part]:
+        """Every batch of this rank from the cursor on."""
         epoch, index = cursor
         while True:
             steps = self._plan(epoch)
             for step in range(index, len(steps)):
+                whole, places = steps[step], strata(steps[step], self._seed, epoch, step)
                 for turn in range(self._accumulation):
                     start = (turn * self._ranks + self._rank) * self._batch
                     mine = slice(start, start + self._batch)
                     done = step + (turn == self._accumulation - 1)
                     after = (epoch + 1, 0) if done == len(steps) else (epoch, done)
-                    yield epoch, steps[step].positions[mine], steps[step].weights[mine], after
+                    number = epoch * len(steps) + step
+                    yield _Part(
+                        epoch, number, whole.positions[mine], whole.weights[mine], places[mine], whole.real, after
+                    )
             epoch, index = epoch + 1, 0
 
-    def _draw(self, epoch: int, position: int) -> _Drawn:
+    def _draw(self, epoch: int, step: int, position: int) -> _Drawn:
         sample = self._samples[position]
 
         def rng(purpose: str) -> np.random.Generator:
@@ -211,7 +229,7 @@ class Batches(Iterator[Batch]):
             self._cache.text(caption) if self._texts_cached else None,
             time_ids,
             rng("timestep").random(),
-            self._diffusion.noise(rng, shape),
+            *self._noising.noise(rng, shape, step),
             rng("posterior").standard_normal(shape, np.float32),
         )
 
@@ -220,13 +238,16 @@ class Batches(Iterator[Batch]):
             return sample.captions[0]
         return sample.captions[int(rng("caption").integers(len(sample.captions)))]
 
-    def _collate(self, samples: list[_Drawn], weights: np.ndarray) -> dict:
+    def _collate(self, samples: list[_Drawn], part: _Part) -> dict:
         uniforms = np.array([sample.timestep_uniform for sample in samples])
+        if self._stratified:
+            uniforms = stratify(uniforms, part.strata, part.samples_of_step)
         batch = {
             "posterior_noise": np.stack([sample.posterior_noise for sample in samples]),
             "noise": np.stack([sample.noise for sample in samples]),
+            "input_noise": np.stack([sample.input_noise for sample in samples]),
             "time_ids": np.stack([sample.time_ids for sample in samples]),
-            **self._diffusion.numbers(uniforms, weights),
+            **self._noising.numbers(uniforms, part.weights),
         }
         if self._latents_cached:
             batch["moments"] = np.stack([sample.moments for sample in samples])
@@ -239,46 +260,6 @@ class Batches(Iterator[Batch]):
         else:
             batch["captions"] = [sample.caption for sample in samples]
         return batch
-
-
-class _Diffusion:
-    """What the noise schedule and the objective say about drawn timesteps."""
-
-    def __init__(self, config: DiffusionConfig):
-        betas = schedule.betas(config.beta_schedule, config.num_train_timesteps, config.beta_start, config.beta_end)
-        if config.rescale_betas_zero_snr:
-            betas = schedule.rescale_zero_terminal_snr(betas)
-        self._alphas_cumprod = schedule.alphas_cumprod(betas)
-        self._timestep_weights = timesteps.bias_weights(
-            config.timestep_bias_strategy,
-            config.num_train_timesteps,
-            config.timestep_bias_multiplier,
-            config.timestep_bias_begin,
-            config.timestep_bias_end,
-            config.timestep_bias_portion,
-        )
-        self._prediction_type, self._offset = config.prediction_type, config.noise_offset
-        self._loss_weights = objective.loss_weights(self._alphas_cumprod, config.prediction_type, config.snr_gamma)
-
-    def noise(self, rng: Callable[[str], np.random.Generator], shape: tuple[int, int, int]) -> np.ndarray:
-        """Noise of one sample; with ``noise_offset`` each channel has a constant of its own on top."""
-        noise = rng("noise").standard_normal(shape, np.float32)
-        if self._offset:
-            noise += np.float32(self._offset) * rng("noise_offset").standard_normal((shape[0], 1, 1), np.float32)
-        return noise
-
-    def numbers(self, uniforms: np.ndarray, weights: np.ndarray) -> Batch:
-        """Timesteps of uniforms (B,) with the coefficients and loss weights that belong to them: each (B,) float32."""
-        drawn = timesteps.draw(self._timestep_weights, uniforms)
-        coefficients = objective.coefficients(self._alphas_cumprod, drawn, self._prediction_type)
-        return {
-            "timesteps": drawn.astype(np.float32),
-            "alpha": np.asarray(coefficients.alpha, np.float32),
-            "sigma": np.asarray(coefficients.sigma, np.float32),
-            "target_noise": np.asarray(coefficients.target_noise, np.float32),
-            "target_latents": np.asarray(coefficients.target_latents, np.float32),
-            "weight": (self._loss_weights[drawn] * weights).astype(np.float32),
-        }
 
 
 def _decode(sample: Sample, framing: transforms.Framing) -> np.ndarray:

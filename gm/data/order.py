@@ -51,3 +51,13 @@ def epoch_batches(
     if shuffle:
         batches = [batches[index] for index in rng.permutation(len(batches))]
     return batches
+
+
+def strata(batch: GlobalBatch, seed: int, epoch: int, step: int) -> np.ndarray:
+    """Which of ``batch.real`` equal parts of its range each sample of a step draws its noise level from: (G,).
+
+    The parts are dealt out anew in every step, so that a fixed order of samples does not tie a sample to a part; what
+    only fills the batch up has the part of the sample it repeats.
+    """
+    dealt = generator(seed, epoch, "", f"strata of step {step}").permutation(batch.real)
+    return np.resize(dealt, len(batch.positions))

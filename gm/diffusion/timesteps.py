@@ -1,7 +1,10 @@
-"""Which timesteps a training step draws: weights over the T timesteps, and draws from them.
+"""Which noise levels a training step draws: weights over the T timesteps, or a density of sigma, and draws from them.
 
 Every restriction is a factor on the weights, applied before anything is drawn, so it holds at any batch size.
 """
+
+import math
+from statistics import NormalDist
 
 import numpy as np
 
@@ -47,11 +50,11 @@ def bias_weights(
     return weights / weights.sum()
 
 
-def expert_mask(num_train_timesteps: int = 1000, strength: float = 0.2, invert: bool = False) -> np.ndarray:
-    """The timesteps a stage of two experts is trained on, bool (T,): SimpleTuner's ``--refiner_training``.
+def expert_range(num_train_timesteps: int = 1000, strength: float = 0.2, invert: bool = False) -> tuple[int, int]:
+    """First timestep, and first one after the last, of a stage of two experts: SimpleTuner's ``--refiner_training``.
 
     The second stage (refiner) has the ``round(strength * T)`` least noisy timesteps; ``invert``
-    (``--refiner_training_invert_schedule``) is the first stage, which has all the others. Multiply it on the weights.
+    (``--refiner_training_invert_schedule``) is the first stage, which has all the others.
 
     Raises:
         ValueError: ``strength`` leaves one of the stages without a timestep.
@@ -61,8 +64,14 @@ def expert_mask(num_train_timesteps: int = 1000, strength: float = 0.2, invert: 
         raise ValueError(
             f"refiner training strength {strength} leaves a stage without timesteps: choose one between 0 and 1"
         )
-    second_stage = np.arange(num_train_timesteps) < boundary
-    return ~second_stage if invert else second_stage
+    return (boundary, num_train_timesteps) if invert else (0, boundary)
+
+
+def expert_mask(num_train_timesteps: int = 1000, strength: float = 0.2, invert: bool = False) -> np.ndarray:
+    """The timesteps of ``expert_range`` as bool (T,), to multiply on the weights."""
+    begin, end = expert_range(num_train_timesteps, strength, invert)
+    timesteps = np.arange(num_train_timesteps)
+    return (begin <= timesteps) & (timesteps < end)
 
 
 def draw(weights: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
@@ -76,22 +85,48 @@ def draw(weights: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     weights, uniforms = np.asarray(weights, np.float64), np.asarray(uniforms, np.float64)
     if (weights < 0).any() or not weights.any():
         raise ValueError("no timestep can be drawn: the weights must not be negative nor all 0")
-    if ((uniforms < 0) | (uniforms >= 1)).any():
-        raise ValueError("uniform numbers must be at least 0 and below 1")
+    _check_uniforms(uniforms)
     cumulative = np.cumsum(weights)
     return np.searchsorted(cumulative / cumulative[-1], uniforms, side="right").astype(np.int64)
 
 
-def stratify(uniforms: np.ndarray, first: int, total: int) -> np.ndarray:
-    """Move one uniform number each into the strata of a global batch: (B,) -> (B,).
+def draw_sigmas(
+    uniforms: np.ndarray, p_mean: float = -1.2, p_std: float = 1.2, low: float = 0.0, high: float = math.inf
+) -> np.ndarray:
+    """Noise levels (B,) from ``uniforms`` (B,) in [0, 1): ln sigma is normal, cut off outside [``low``, ``high``].
 
-    Number ``i`` here is that of sample ``first + i`` of ``total`` and lands in the ``(first + i)``-th of ``total``
-    equal parts of [0, 1), so together the samples cover the timesteps evenly, whatever the number of ranks
-    (SimpleTuner's segmented selection does it on each device alone).
+    Karras et al. 2022 (arXiv 2206.00364), table 1: P_mean -1.2 and P_std 1.2. By the inverse of the cumulative
+    distribution, so that equal parts of [0, 1) have equal shares of the draws.
+
+    Raises:
+        ValueError: the distribution has no mass between ``low`` and ``high``; a uniform outside [0, 1).
     """
     uniforms = np.asarray(uniforms, np.float64)
+    _check_uniforms(uniforms)
+    normal = NormalDist(p_mean, p_std)
+    first = normal.cdf(math.log(low)) if low > 0 else 0.0
+    last = normal.cdf(math.log(high)) if high < math.inf else 1.0
+    if not first < last:
+        raise ValueError(
+            f"no noise level between {low:.4g} and {high:.4g} can be drawn with P_mean {p_mean} and P_std {p_std}: "
+            "move the mean there"
+        )
+    shares = np.clip(first + uniforms * (last - first), np.finfo(np.float64).tiny, np.nextafter(1, 0))
+    # the inverse is only as exact as its rounding
+    return np.clip(np.exp([normal.inv_cdf(share) for share in shares]), low, high)
+
+
+def stratify(uniforms: np.ndarray, strata: np.ndarray, total: int) -> np.ndarray:
+    """Move uniform numbers (B,) into equal parts of [0, 1): number i into the ``strata[i]``-th of ``total``.
+
+    When the samples of a global batch have one part each, they cover the timesteps evenly, whatever the number of
+    ranks (SimpleTuner's segmented selection does it on each device alone), and each still is uniform by itself.
+    """
+    uniforms, strata = np.asarray(uniforms, np.float64), np.asarray(strata)
     # the sum can round up to the next stratum, whose start belongs to another sample
-    return np.minimum(
-        (first + np.arange(len(uniforms)) + uniforms) / total,
-        np.nextafter((first + np.arange(len(uniforms)) + 1) / total, 0),
-    )
+    return np.minimum((strata + uniforms) / total, np.nextafter((strata + 1) / total, 0))
+
+
+def _check_uniforms(uniforms: np.ndarray) -> None:
+    if ((uniforms < 0) | (uniforms >= 1)).any():
+        raise ValueError("uniform numbers must be at least 0 and below 1")

@@ -10,6 +10,7 @@ BATCH_FIELDS = (
     "moments",
     "posterior_noise",
     "noise",
+    "input_noise",
     "context",
     "pooled",
     "time_ids",
@@ -19,6 +20,7 @@ BATCH_FIELDS = (
     "target_noise",
     "target_latents",
     "weight",
+    "inverse_huber_c",
 )
 
 
@@ -36,15 +38,26 @@ def per_sample(values: Tensor) -> Tensor:
     return values.reshape(-1, 1, 1, 1)
 
 
+def robust_square(error: Tensor, inverse_c: Tensor) -> Tensor:
+    """The pseudo-Huber loss 2c (sqrt(error^2 + c^2) - c), which grows linearly where the error is above c.
+
+    The robust loss of Khrapov et al. 2024 (arXiv 2403.16728), scaled to be error^2 for small errors. Written in 1/c, so
+    that 1/c = 0 is error^2 to the last bit and small errors are not lost in the difference.
+    """
+    scaled = error * inverse_c
+    return error * error * (2.0 / (1.0 + ops.sqrt(1.0 + scaled * scaled)))
+
+
 class DiffusionLoss(nn.Cell):
-    """Weighted mean squared error of the UNet's prediction, in float32.
+    """Weighted loss of the UNet's prediction, in float32. What the objective is, the batch says: one graph serves all.
 
-    With ``x0`` the scaled latents: ``noisy = alpha x0 + sigma noise`` and the target is ``target_noise noise +
-    target_latents x0`` (``gm.diffusion.objective`` has the coefficients of each prediction type).
+    With ``x0`` the scaled latents: ``noisy = alpha x0 + sigma input_noise`` and the target is ``target_noise noise +
+    target_latents x0`` (``gm.diffusion.objective`` has the coefficients of each prediction type); ``input_noise`` is
+    ``noise`` unless the input is perturbed. The loss is ``robust_square``; with ``inverse_huber_c`` 0 the squared one.
 
-    Shapes: ``moments`` (B, 8, h, w); ``posterior_noise``, ``noise`` (B, 4, h, w); ``context`` (B, 77, C); ``pooled``
-    (B, P); ``time_ids`` (B, 6); the rest (B,) float32. Returns the weighted loss and the plain one, both means over
-    the batch.
+    Shapes: ``moments`` (B, 8, h, w); ``posterior_noise``, ``noise``, ``input_noise`` (B, 4, h, w); ``context``
+    (B, 77, C); ``pooled`` (B, P); ``time_ids`` (B, 6); the rest (B,) float32. Returns the weighted loss and the plain
+    squared error, both means over the batch.
     """
 
     def __init__(self, unet: nn.Cell, scale_factor: float, with_vector: bool = True):
@@ -58,6 +71,7 @@ class DiffusionLoss(nn.Cell):
         moments: Tensor,
         posterior_noise: Tensor,
         noise: Tensor,
+        input_noise: Tensor,
         context: Tensor,
         pooled: Tensor,
         time_ids: Tensor,
@@ -67,14 +81,15 @@ class DiffusionLoss(nn.Cell):
         target_noise: Tensor,
         target_latents: Tensor,
         weight: Tensor,
+        inverse_huber_c: Tensor,
     ) -> tuple[Tensor, Tensor]:
         latents = sample_posterior(moments, posterior_noise) * self.scale_factor
-        noisy = per_sample(alpha) * latents + per_sample(sigma) * noise
+        noisy = per_sample(alpha) * latents + per_sample(sigma) * input_noise
         target = per_sample(target_noise) * noise + per_sample(target_latents) * latents
         vector = None
         if self.with_vector:
             vector = conditioning_vector(pooled, time_ids)
         prediction = self.unet(noisy, timesteps, context, vector)
         error = prediction.astype(ms.float32) - target
-        losses = ops.mean(error * error, axis=(1, 2, 3))
-        return ops.mean(losses * weight), ops.mean(losses)
+        losses = ops.mean(robust_square(error, per_sample(inverse_huber_c)), axis=(1, 2, 3))
+        return ops.mean(losses * weight), ops.mean(error * error)

@@ -50,10 +50,12 @@ def test_shapes_types_and_order_are_those_of_the_step(opened):
         "moments": (4, 8, 4, 4),
         "posterior_noise": (4, 4, 4, 4),
         "noise": (4, 4, 4, 4),
+        "input_noise": (4, 4, 4, 4),
         "context": (4, 77, 3),
         "pooled": (4, 3),
         "time_ids": (4, 6),
         **dict.fromkeys(("timesteps", "alpha", "sigma", "target_noise", "target_latents", "weight"), (4,)),
+        "inverse_huber_c": (4,),
     }
     assert tuple(batch) == FIELDS
     assert {value.dtype for value in batch.values()} == {np.dtype(np.float32)}

@@ -42,6 +42,7 @@ def batch_of(size: int, seed: int = 0, side: int = 8) -> dict[str, np.ndarray]:
         "moments": rng.standard_normal((size, 8, side, side)),
         "posterior_noise": rng.standard_normal((size, 4, side, side)),
         "noise": rng.standard_normal((size, 4, side, side)),
+        "input_noise": np.zeros(()),  # set below
         "context": rng.standard_normal((size, 7, CONTEXT)),
         "pooled": rng.standard_normal((size, POOLED)),
         "time_ids": rng.integers(0, 64, (size, NUMBERS)),
@@ -51,7 +52,9 @@ def batch_of(size: int, seed: int = 0, side: int = 8) -> dict[str, np.ndarray]:
         "target_noise": rng.uniform(0.5, 1, size),
         "target_latents": rng.uniform(-1, 0, size),
         "weight": rng.uniform(0.2, 2, size),
+        "inverse_huber_c": np.zeros(size),
     }
+    batch["input_noise"] = batch["noise"]  # as it is unless the input is perturbed
     return {name: values.astype(np.float32) for name, values in batch.items()}
 
 

@@ -51,6 +51,7 @@ def measure(model: str, steps: int) -> dict[str, float | str]:
         "moments": (8, side, side),
         "posterior_noise": (4, side, side),
         "noise": (4, side, side),
+        "input_noise": (4, side, side),
         "context": (77, architecture.context_dim),
         "pooled": (architecture.vector_dim - 6 * 256,),
         "time_ids": (6,),
