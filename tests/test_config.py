@@ -134,6 +134,8 @@ def test_the_choices_are_those_of_the_mathematics():
     assert choices("diffusion.prediction_type") == set(objective.PREDICTION_TYPES)
     assert choices("diffusion.beta_schedule") == set(schedule.BETA_SCHEDULES)
     assert choices("diffusion.timestep_bias_strategy") == set(timesteps.STRATEGIES)
+    assert choices("diffusion.loss_weighting") == set(objective.WEIGHTINGS)
+    assert choices("diffusion.huber_schedule") == set(objective.HUBER_SCHEDULES)
     assert choices("sample.timestep_spacing") == set(steps.SPACINGS)
     assert choices("optim.lr_scheduler") == set(lr.SCHEDULES)
 
@@ -356,6 +358,34 @@ def test_no_setting_takes_a_value_of_the_wrong_type(path):
         ("--beta_start 0.5 --beta_end 0.1", ["--beta_start", "--beta_end"]),
         ("--timestep_bias_strategy range --timestep_bias_begin 500 --timestep_bias_end 500", ["begin 500", "end 500"]),
         ("--timestep_bias_strategy range --timestep_bias_begin 10 --timestep_bias_end 1001", ["end 1001", "1000"]),
+        ("--loss_weighting min_snr", ["--snr_gamma", "5.0"]),
+        ("--loss_weighting soft_min_snr", ["--snr_gamma", "4.0"]),
+        ("--loss_weighting debiased --snr_gamma 5", ["debiased", "--snr_gamma"]),
+        ("--loss_weight_floor 0.1", ["--loss_weight_floor", "--loss_weighting"]),
+        ("--huber_c 0.2", ["--huber_c 0.2", "--loss_type huber"]),
+        ("--huber_schedule constant", ["--huber_schedule", "--loss_type huber"]),
+        ("--noise_offset_probability 0.5", ["--noise_offset_probability 0.5", "--noise_offset"]),
+        ("--input_perturbation_steps 9", ["--input_perturbation_steps 9", "without --input_perturbation"]),
+        ("--refiner_training_invert_schedule", ["invert_schedule", "without --refiner_training"]),
+        ("--refiner_training_strength 0.35", ["strength 0.35", "without --refiner_training"]),
+        ("--refiner_training --refiner_training_strength 0.0001", ["strength 0.0001", "1000 timesteps"]),
+        ("--refiner_training --refiner_training_strength 0", ["--refiner_training_strength", "above 0"]),
+        (
+            "--refiner_training --timestep_bias_strategy range --timestep_bias_begin 500 --timestep_bias_multiplier 2",
+            ["none of this stage's timesteps 0 to 199", "--timestep_bias_strategy"],
+        ),
+        (
+            "--refiner_training --timestep_bias_strategy earlier --timestep_bias_portion 0.2",
+            ["all of this stage's timesteps 0 to 199"],
+        ),
+        (
+            "--refiner_training --refiner_training_invert_schedule --timestep_bias_strategy earlier"
+            " --timestep_bias_portion 0.2",
+            ["none of this stage's timesteps 200 to 999"],
+        ),
+        ("--sigma_sampling edm --timestep_bias_strategy later", ["--timestep_bias_strategy later", "--edm_p_mean"]),
+        ("--sigma_sampling edm --rescale_betas_zero_snr --prediction_type sample", ["edm", "--rescale_betas_zero_snr"]),
+        ("--edm_p_mean 0.1", ["--edm_p_mean 0.1", "--sigma_sampling edm"]),
         ("--cache_latent True", ["--cache_latent", "--cache_text_embedding"]),
         ("--cache_text_embedding True", ["--cache_latent", "--cache_text_embedding"]),
         ("--task cache --cache_latent True", ["--cache_latent", "--cache_text_embedding"]),
@@ -376,6 +406,11 @@ def test_contradictions_are_refused(arguments, named):
         "--rescale_betas_zero_snr True --prediction_type v_prediction",
         "--timestep_bias_begin 500 --timestep_bias_end 500",  # not used without strategy range
         "--timestep_bias_strategy range --timestep_bias_begin 0 --timestep_bias_end 1000",
+        "--refiner_training --timestep_bias_strategy range --timestep_bias_begin 100 --timestep_bias_end 500",
+        "--refiner_training --refiner_training_strength 0.35 --sigma_sampling edm --edm_p_mean -0.5",
+        "--refiner_training --refiner_training_invert_schedule --timestep_bias_strategy later --stratified_timesteps",
+        "--loss_weighting soft_min_snr --snr_gamma 4 --loss_weight_floor 0.1 --loss_type smooth_l1 --huber_c 0.2",
+        "--loss_weighting none --prediction_type v_prediction --rescale_betas_zero_snr --input_perturbation 0.1",
         "--cache_latent --cache_text_embedding",
         "--task check --cache_latent True",
     ],

@@ -3,8 +3,20 @@
 import re
 import sys
 
-from gm.config.schema import NOT_IN_THIS_RELEASE, SETTINGS, Config
+from gm.config.schema import NOT_IN_THIS_RELEASE, SETTINGS, Config, DiffusionConfig
 from gm.errors import UsageError
+
+# Settings that do nothing while another one has its default, and what to give instead.
+IDLE_WITHOUT = {
+    "diffusion.edm_p_mean": ("diffusion.sigma_sampling", "--sigma_sampling edm"),
+    "diffusion.edm_p_std": ("diffusion.sigma_sampling", "--sigma_sampling edm"),
+    "diffusion.huber_c": ("diffusion.loss_type", "--loss_type huber or smooth_l1"),
+    "diffusion.huber_schedule": ("diffusion.loss_type", "--loss_type huber or smooth_l1"),
+    "diffusion.refiner_training_invert_schedule": ("diffusion.refiner_training", "--refiner_training"),
+    "diffusion.refiner_training_strength": ("diffusion.refiner_training", "--refiner_training"),
+    "diffusion.noise_offset_probability": ("diffusion.noise_offset", "--noise_offset"),
+    "diffusion.input_perturbation_steps": ("diffusion.input_perturbation", "--input_perturbation"),
+}
 
 
 def get(config: Config, path: str) -> object:
@@ -86,11 +98,70 @@ def _validate_diffusion(config: Config) -> None:
         )
     if diffusion.beta_start >= diffusion.beta_end:
         raise UsageError(f"--beta_start {diffusion.beta_start} must be below --beta_end {diffusion.beta_end}")
-    if diffusion.timestep_bias_strategy == "range":
-        begin, end, length = diffusion.timestep_bias_begin, diffusion.timestep_bias_end, diffusion.num_train_timesteps
+    for path, (needed, remedy) in IDLE_WITHOUT.items():
+        if get(config, path) != SETTINGS[path].default and get(config, needed) == SETTINGS[needed].default:
+            raise UsageError(f"--{SETTINGS[path].flag} {get(config, path)} does nothing without {remedy}")
+    _validate_weighting(diffusion)
+    stage = _validate_experts(diffusion)
+    _validate_bias(diffusion, stage)
+    if diffusion.sigma_sampling == "edm" and diffusion.rescale_betas_zero_snr:
+        raise UsageError(
+            "--sigma_sampling edm never draws the pure noise that --rescale_betas_zero_snr is there for: "
+            "leave one of them out"
+        )
+
+
+def _validate_weighting(diffusion: DiffusionConfig) -> None:
+    weighting, gamma = diffusion.loss_weighting, diffusion.snr_gamma
+    if weighting in ("min_snr", "soft_min_snr") and gamma is None:
+        usual = {"min_snr": 5.0, "soft_min_snr": 4.0}[weighting]
+        raise UsageError(f"--loss_weighting {weighting} needs --snr_gamma: {usual} is usual")
+    if weighting == "debiased" and gamma is not None:
+        raise UsageError("--loss_weighting debiased has no gamma: leave --snr_gamma out")
+    if diffusion.loss_weight_floor and weighting is None and gamma is None:
+        raise UsageError(
+            "--loss_weight_floor does nothing without weights to raise: give --snr_gamma or --loss_weighting"
+        )
+
+
+def _validate_experts(diffusion: DiffusionConfig) -> tuple[int, int]:
+    """First timestep trained, and first one after the last."""
+    length = diffusion.num_train_timesteps
+    if not diffusion.refiner_training:
+        return 0, length
+    boundary = round(diffusion.refiner_training_strength * length)
+    if not 0 < boundary < length:
+        raise UsageError(
+            f"--refiner_training_strength {diffusion.refiner_training_strength} leaves one stage none of the {length} "
+            "timesteps: choose one further from 0 and 1"
+        )
+    return (boundary, length) if diffusion.refiner_training_invert_schedule else (0, boundary)
+
+
+def _validate_bias(diffusion: DiffusionConfig, stage: tuple[int, int]) -> None:
+    strategy, length = diffusion.timestep_bias_strategy, diffusion.num_train_timesteps
+    if strategy == "none":
+        return
+    if diffusion.sigma_sampling == "edm":
+        raise UsageError(
+            f"--timestep_bias_strategy {strategy} is for --sigma_sampling discrete: "
+            "with edm, move --edm_p_mean (down for little noise, up for much)"
+        )
+    if strategy == "range":
+        begin, end = diffusion.timestep_bias_begin, diffusion.timestep_bias_end
         if begin >= end:
             raise UsageError(f"--timestep_bias_begin {begin} must be below --timestep_bias_end {end}")
         if end > length:
             raise UsageError(
                 f"--timestep_bias_end {end} is beyond the last of the {length} timesteps: at most {length}"
             )
+    else:
+        count = int(diffusion.timestep_bias_portion * length)
+        begin, end = (0, count) if strategy == "earlier" else (length - count, length)
+    first, after = stage
+    biased = max(0, min(end, after) - max(begin, first))
+    if diffusion.refiner_training and biased in (0, after - first):
+        raise UsageError(
+            f"the timestep bias weighs {'none' if biased == 0 else 'all'} of this stage's timesteps {first} to "
+            f"{after - 1}: bias a part of them, or leave --timestep_bias_strategy out"
+        )

@@ -197,6 +197,46 @@ def test_several_captions_take_turns(config, opened, encoders, tokenizers, pictu
     assert min(shares) > 0.3
 
 
+@FRESH
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 4))
+def test_strata_are_those_of_the_whole_step_however_it_is_divided(
+    config, samples, encoders, tokenizers, batch, ranks, turns, step
+):
+    """With what fades by the step as well, from any cursor."""
+    config.diffusion.stratified_timesteps = True
+    config.diffusion.input_perturbation, config.diffusion.input_perturbation_steps = 0.1, 5
+
+    def take_step(per_rank, size, accumulation):
+        config.data.per_batch_size = per_rank
+        config.optim.gradient_accumulation_steps = accumulation
+        parts = []
+        for rank in range(size):
+            options = {"cursor": (0, step), "rank": rank, "size": size}
+            with Batches(config, samples, None, encoders, tokenizers, **options) as batches:
+                parts.append(take(batches, accumulation))
+        return joined([parts[rank][turn] for turn in range(accumulation) for rank in range(size)])
+
+    whole = take_step(batch * ranks * turns, 1, 1)
+    assert_equal([take_step(batch, ranks, turns)], [whole])
+    real = np.flatnonzero(whole["weight"])
+    assert sorted(np.floor(whole["timesteps"][real] * len(real) / 1000 + 1e-6)) == list(range(len(real)))
+
+
+def test_strata_pass_from_sample_to_sample(config, opened):
+    config.diffusion.stratified_timesteps, config.data.shuffle = True, False
+    batches = opened()
+    first, second = (np.argsort(joined(take(batches, 3))["timesteps"][:4]) for _ in range(2))
+    assert not np.array_equal(first, second)
+
+
+def test_perturbation_fades_with_the_steps_that_update_the_weights(config, opened):
+    config.diffusion.input_perturbation, config.diffusion.input_perturbation_steps = 0.1, 4
+    config.data.per_batch_size, config.optim.gradient_accumulation_steps = 2, 2
+    strengths = [(batch["input_noise"] - batch["noise"]).std() for batch in take(opened(), 12)]
+    expected = np.repeat([0.1, 0.075, 0.05, 0.025, 0, 0], 2)  # the second epoch begins with the fourth step
+    np.testing.assert_allclose(strengths, expected, rtol=0.25, atol=1e-9)
+
+
 def test_noise_offset_moves_whole_channels(config, opened):
     plain = joined(take(opened(), 3))["noise"]
     config.diffusion.noise_offset = 0.1

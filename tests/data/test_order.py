@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gm.data.order import epoch_batches
+from gm.data.order import GlobalBatch, epoch_batches, strata
 
 SIZES = [(64, 64), (32, 128), (128, 32)]
 sizes_of_samples = st.lists(st.sampled_from(SIZES), min_size=1, max_size=60)
@@ -52,3 +52,19 @@ def test_buckets_take_turns_in_a_shuffled_epoch():
     kinds = [step.positions[0] % 2 for step in steps]
     assert kinds != sorted(kinds)
     assert kinds != sorted(kinds, reverse=True)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 3), st.integers(0, 3))
+def test_every_real_sample_has_a_stratum_of_its_own(size, real, epoch, step):
+    real = min(size, real)
+    whole = GlobalBatch(np.resize(np.arange(real), size), real)
+    found = strata(whole, 42, epoch, step)
+    assert sorted(found[:real]) == list(range(real))
+    np.testing.assert_array_equal(found, found[whole.positions])  # what fills up is the sample it repeats
+
+
+def test_strata_are_dealt_out_anew_in_every_step_and_epoch():
+    whole = GlobalBatch(np.arange(32), 32)
+    dealt = [tuple(strata(whole, 42, epoch, step)) for epoch in range(3) for step in range(3)]
+    assert len(set(dealt)) == 9
+    assert tuple(strata(whole, 42, 1, 1)) == dealt[4]

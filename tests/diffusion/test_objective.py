@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gm.diffusion.objective import coefficients, loss_weights
+from gm.diffusion.objective import coefficients, huber_c, loss_weights
 from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_snr, snr
 
 ABAR = alphas_cumprod(betas())
@@ -110,6 +110,49 @@ def test_velocity_gives_back_latents_and_noise():
 def test_epsilon_of_pure_noise_is_refused():
     with pytest.raises(ValueError, match="v_prediction"):
         coefficients(ZERO_TERMINAL[[1, 999]], "epsilon")
+
+
+@pytest.mark.parametrize("sigma", [[0.03], [0.01, 0.5, 1.0, 14.6]])
+def test_at_a_continuous_sigma_the_network_is_preconditioned_as_in_karras(sigma):
+    """With data of unit variance: c_in, c_skip and c_out of Karras et al. 2022, table 1, for each prediction."""
+    sigma = np.array(sigma)
+    x0, noise = np.random.default_rng(0).standard_normal((2, len(sigma)))
+    x = x0 + sigma * noise
+    c_in, c_skip, c_out = 1 / np.sqrt(1 + sigma**2), 1 / (1 + sigma**2), sigma / np.sqrt(1 + sigma**2)
+    abar = 1 / (1 + sigma**2)
+    alpha, spread, *target = coefficients(abar, "v_prediction")
+    np.testing.assert_allclose(alpha * x0 + spread * noise, c_in * x, rtol=1e-5)
+    np.testing.assert_allclose(c_skip * x - c_out * (target[0] * noise + target[1] * x0), x0, rtol=1e-4, atol=1e-5)
+    *_, of_noise, of_latents = coefficients(abar, "epsilon")
+    np.testing.assert_allclose(x - sigma * (of_noise * noise + of_latents * x0), x0, rtol=1e-4, atol=1e-5)
+    snr_of_sigma = 1 / sigma**2
+    np.testing.assert_allclose(
+        loss_weights(abar, "v_prediction", 5.0), np.minimum(snr_of_sigma, 5) / (snr_of_sigma + 1), rtol=1e-6
+    )
+    # an unweighted loss of v is the paper's lambda(sigma) = 1 / c_out^2 times that of x_0
+    np.testing.assert_allclose(loss_weights(abar, "v_prediction") / c_out**2, snr_of_sigma + 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("timesteps", [[0], [0, 350, 998, 999]])
+@pytest.mark.parametrize("abar", [ABAR, ZERO_TERMINAL], ids=["sdxl", "zero-terminal"])
+def test_huber_schedules_follow_their_formulas(timesteps, abar):
+    timesteps = np.array(timesteps)
+    of_timesteps = abar[timesteps]
+    with np.errstate(divide="ignore"):
+        sigma = np.sqrt((1 - of_timesteps) / of_timesteps)
+    expected = {
+        "constant": np.full(len(timesteps), 0.1),
+        "exponential": np.exp(np.log(0.1) / 1000 * timesteps),
+        "snr": 0.9 / (1 + sigma) ** 2 + 0.1,
+    }
+    for schedule, values in expected.items():
+        np.testing.assert_allclose(huber_c(schedule, 0.1, timesteps, of_timesteps), values, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("schedule", "c", "remedy"), [("linear", 0.1, "exponential"), ("snr", 0.0, "above 0")])
+def test_senseless_huber_settings_are_refused(schedule, c, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        huber_c(schedule, c, np.array([1]), ABAR[[1]])
 
 
 @pytest.mark.reference

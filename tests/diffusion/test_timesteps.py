@@ -1,9 +1,13 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gm.diffusion.timesteps import bias_weights, draw, expert_mask, stratify
+from gm.diffusion.timesteps import bias_weights, draw, draw_sigmas, expert_mask, expert_range, stratify
+
+UNIFORM = st.floats(0, 1, exclude_max=True)
 
 
 def test_without_bias_all_timesteps_weigh_the_same():
@@ -60,6 +64,7 @@ def test_experts_of_strength_035_meet_at_350():
     second, first = expert_mask(1000, 0.35), expert_mask(1000, 0.35, invert=True)
     np.testing.assert_array_equal(np.flatnonzero(second), np.arange(350))
     np.testing.assert_array_equal(np.flatnonzero(first), np.arange(350, 1000))
+    assert (expert_range(1000, 0.35), expert_range(1000, 0.35, invert=True)) == ((0, 350), (350, 1000))
 
 
 @given(st.integers(1, 999))
@@ -87,7 +92,18 @@ def test_no_timestep_outside_a_stage_is_drawn_at_any_batch_size(batch, invert):
     assert timesteps.max() <= high
 
 
-@given(st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=8))
+@given(UNIFORM, st.integers(2, 1000), st.floats(0.001, 0.999), st.booleans(), st.floats(0.01, 100), st.floats(0.01, 1))
+def test_one_sample_alone_never_leaves_its_stage(uniform, length, strength, invert, multiplier, portion):
+    if not 0 < round(strength * length) < length:
+        return
+    for strategy in ("none", "earlier", "later"):
+        weights = bias_weights(strategy, length, multiplier, portion=portion) * expert_mask(length, strength, invert)
+        (timestep,) = draw(weights, np.array([uniform]))
+        assert (timestep >= round(strength * length)) == invert
+        assert 0 <= timestep < length
+
+
+@given(st.lists(UNIFORM, min_size=1, max_size=8))
 def test_uniform_weights_draw_by_equal_parts(uniforms):
     timesteps = draw(bias_weights(), np.array(uniforms))
     assert timesteps.dtype == np.int64
@@ -132,6 +148,44 @@ def test_strata_never_reach_the_next():
     moved = stratify(np.array([almost, almost]), np.array([1, 2]), 3)
     assert moved[0] < 2 / 3
     assert moved[1] < 1
+
+
+def test_stratified_draws_are_spread_by_the_bias():
+    """Each of 13 strata has 1/13 of the mass: 6 of them lie in the range that takes 6/13 of the draws."""
+    weights = bias_weights("range", 1000, 2.0, 200, 500)
+    moved = stratify(np.random.default_rng(0).random(13), np.random.default_rng(1).permutation(13), 13)
+    timesteps = draw(weights, moved)
+    assert 5 <= ((timesteps >= 200) & (timesteps < 500)).sum() <= 7
+    assert len(set(timesteps)) == 13
+
+
+def test_sigmas_are_those_of_the_paper():
+    sigmas = draw_sigmas(np.array([0.5, 0.15865525393145707, 0.8413447460685429]))
+    np.testing.assert_allclose(np.log(sigmas), [-1.2, -2.4, 0.0], atol=1e-12)
+    logs = np.log(draw_sigmas(np.random.default_rng(0).random(20_000), 0.4, 0.7))
+    np.testing.assert_allclose([logs.mean(), logs.std()], [0.4, 0.7], atol=0.02)
+
+
+@given(UNIFORM, st.floats(-4, 2), st.floats(0.2, 3))
+def test_sigmas_stay_in_their_range_and_rise_with_the_uniform(uniform, mean, std):
+    low, high = 0.0292, 14.6
+    first, other = draw_sigmas(np.array([uniform, uniform / 2]), mean, std, low, high)
+    assert low <= other <= first <= high
+
+
+def test_a_range_keeps_the_shape_of_the_distribution():
+    """Below the median of the whole lies as much as before, of what is left."""
+    low, high = math.exp(-2.4), math.exp(1.2)  # one standard deviation down, two up
+    sigmas = draw_sigmas(np.random.default_rng(0).random(20_000), low=low, high=high)
+    share = 0.3413447 / (0.3413447 + 0.4772499)
+    np.testing.assert_allclose((sigmas < math.exp(-1.2)).mean(), share, atol=0.01)
+
+
+def test_sigmas_nobody_would_draw_are_refused():
+    with pytest.raises(ValueError, match="move the mean"):
+        draw_sigmas(np.array([0.5]), p_mean=-40.0, p_std=0.1, low=1.0, high=2.0)
+    with pytest.raises(ValueError, match="below 1"):
+        draw_sigmas(np.array([1.0]))
 
 
 @pytest.mark.reference
