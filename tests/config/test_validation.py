@@ -1,0 +1,65 @@
+"""Settings of the objective that cannot go together, or would do nothing, are refused at the start with the remedy."""
+
+import pytest
+
+from gm.config import load
+from gm.errors import UsageError
+
+
+def read(arguments: str):
+    return load(["--data_path", "pictures", *arguments.split()])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("--loss_weighting min_snr", ["--snr_gamma", "5.0"]),
+        ("--loss_weighting soft_min_snr", ["--snr_gamma", "4.0"]),
+        ("--loss_weighting debiased --snr_gamma 5", ["debiased", "--snr_gamma"]),
+        ("--loss_weight_floor 0.1", ["--loss_weight_floor", "--loss_weighting"]),
+        ("--huber_c 0.2", ["--huber_c 0.2", "--loss_type huber"]),
+        ("--huber_schedule constant", ["--huber_schedule", "--loss_type huber"]),
+        ("--noise_offset_probability 0.5", ["--noise_offset_probability 0.5", "--noise_offset"]),
+        ("--input_perturbation_steps 9", ["--input_perturbation_steps 9", "without --input_perturbation"]),
+        ("--refiner_training_invert_schedule", ["invert_schedule", "without --refiner_training"]),
+        ("--refiner_training_strength 0.35", ["strength 0.35", "without --refiner_training"]),
+        ("--refiner_training --refiner_training_strength 0.0001", ["strength 0.0001", "1000 timesteps"]),
+        ("--refiner_training --refiner_training_strength 0", ["--refiner_training_strength", "above 0"]),
+        (
+            "--refiner_training --timestep_bias_strategy range --timestep_bias_begin 500 --timestep_bias_multiplier 2",
+            ["none of this stage's timesteps 0 to 199", "--timestep_bias_strategy"],
+        ),
+        (
+            "--refiner_training --timestep_bias_strategy earlier --timestep_bias_portion 0.2",
+            ["all of this stage's timesteps 0 to 199"],
+        ),
+        (
+            "--refiner_training --refiner_training_invert_schedule --timestep_bias_strategy earlier"
+            " --timestep_bias_portion 0.2",
+            ["none of this stage's timesteps 200 to 999"],
+        ),
+        ("--sigma_sampling edm --timestep_bias_strategy later", ["--timestep_bias_strategy later", "--edm_p_mean"]),
+        ("--sigma_sampling edm --rescale_betas_zero_snr --prediction_type sample", ["edm", "--rescale_betas_zero_snr"]),
+        ("--edm_p_mean 0.1", ["--edm_p_mean 0.1", "--sigma_sampling edm"]),
+    ],
+)
+def test_contradictions_are_refused(arguments, named):
+    with pytest.raises(UsageError) as caught:
+        read(arguments)
+    told = str(caught.value)
+    assert "\n" not in told
+    assert all(name in told for name in named), told
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--refiner_training --timestep_bias_strategy range --timestep_bias_begin 100 --timestep_bias_end 500",
+        "--refiner_training --refiner_training_strength 0.35 --sigma_sampling edm --edm_p_mean -0.5",
+        "--refiner_training --refiner_training_invert_schedule --timestep_bias_strategy later --stratified_timesteps",
+        "--loss_weighting soft_min_snr --snr_gamma 4 --loss_weight_floor 0.1 --loss_type smooth_l1 --huber_c 0.2",
+        "--loss_weighting none --prediction_type v_prediction --rescale_betas_zero_snr --input_perturbation 0.1",
+    ],
+)
+def test_what_agrees_is_accepted(arguments):
+    read(arguments)
