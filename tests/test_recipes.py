@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gm.config import load
+from gm.data.noising import trained_range
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ["--data_path", "pictures"]
@@ -33,3 +34,25 @@ def test_the_tokenizer_of_the_inference_recipe_reaches_the_training_recipe():
         training = load([*DATA, "--config", str(ROOT / f"configs/training/{name}.yaml")])
         assert dataclasses.asdict(inference.model) == dataclasses.asdict(training.model)
         assert inference.model.tokenizer
+
+
+def training(name: str):
+    return load([*DATA, "--config", str(ROOT / f"configs/training/{name}.yaml")])
+
+
+@pytest.mark.parametrize("model", ["tiny_sdxl", "ssd_1b"])
+def test_two_experts_share_everything_but_the_timesteps(model):
+    one, two = training(f"{model}_stage_one"), training(f"{model}_stage_two")
+    assert trained_range(one.diffusion) == (350, 1000)
+    assert trained_range(two.diffusion) == (0, 350)
+    assert one.diffusion.prediction_type == "v_prediction"
+    assert one.diffusion.rescale_betas_zero_snr
+    one.diffusion.refiner_training_invert_schedule = two.diffusion.refiner_training_invert_schedule
+    assert one == two
+    assert (one.sample.timestep_spacing, one.sample.guidance_rescale) == ("trailing", 0.7)
+
+
+def test_ssd_1b_is_trained_as_its_guide_says():
+    one = training("ssd_1b_stage_one")
+    assert one.optim.learning_rate == 4e-7
+    assert one.data.per_batch_size * one.optim.gradient_accumulation_steps == 8

@@ -365,6 +365,11 @@ ALIASES: dict[str, str] = {
     "resume_from_checkpoint": "train.resume",
     "mixed_precision": "launch.precision",
     "num_inference_steps": "sample.sample_step",
+    "caption_dropout_probability": "data.caption_dropout",  # SimpleTuner
+    "caption_dropout_rate": "data.caption_dropout",  # this and the following: kohya's scripts
+    "min_snr_gamma": "diffusion.snr_gamma",
+    "zero_terminal_snr": "diffusion.rescale_betas_zero_snr",
+    "ip_noise_gamma": "diffusion.input_perturbation",
 }
 
 # Other words for a value of a setting.

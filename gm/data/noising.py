@@ -25,11 +25,7 @@ class Noising:
             betas = schedule.rescale_zero_terminal_snr(betas)
         self._alphas_cumprod = schedule.alphas_cumprod(betas)
         objective.check_prediction_type(config.prediction_type, self._alphas_cumprod)
-        self._range = (0, config.num_train_timesteps)
-        if config.refiner_training:
-            self._range = timesteps.expert_range(
-                config.num_train_timesteps, config.refiner_training_strength, config.refiner_training_invert_schedule
-            )
+        self._range = trained_range(config)
         self._timestep_weights = timesteps.bias_weights(
             config.timestep_bias_strategy,
             config.num_train_timesteps,
@@ -89,3 +85,32 @@ class Noising:
         low, high = sigmas(self._alphas_cumprod[[begin, end - 1]])
         sigma = timesteps.draw_sigmas(uniforms, config.edm_p_mean, config.edm_p_std, low, high)
         return sigma_to_timestep(sigma, self._alphas_cumprod), 1.0 / (1.0 + sigma**2)
+
+
+def describe(config: DiffusionConfig) -> str:
+    """The objective in a line: what is predicted, at which noise levels, and how it counts."""
+    begin, end = trained_range(config)
+    parts = [f"{config.prediction_type} at timesteps {begin} to {end - 1} of {config.num_train_timesteps}"]
+    if config.sigma_sampling == "edm":
+        parts.append(f"ln sigma of mean {config.edm_p_mean:g} and deviation {config.edm_p_std:g}")
+    if config.timestep_bias_strategy != "none":
+        parts.append(f"{config.timestep_bias_strategy} ones {config.timestep_bias_multiplier:g} times as often")
+    weighting = config.loss_weighting or ("min_snr" if config.snr_gamma else None)
+    if weighting:
+        parts.append(f"{weighting} weighting")
+    if config.loss_type != "l2":
+        parts.append(f"{config.loss_type} loss")
+    if config.rescale_betas_zero_snr:
+        parts.append("zero terminal SNR")
+        if weighting and not config.loss_weight_floor and end == config.num_train_timesteps:
+            parts.append("whose last timestep weighs nothing (--loss_weight_floor 0.1 would let it count)")
+    return ", ".join(parts)
+
+
+def trained_range(config: DiffusionConfig) -> tuple[int, int]:
+    """The first timestep that is trained, and the first one after the last."""
+    if not config.refiner_training:
+        return 0, config.num_train_timesteps
+    return timesteps.expert_range(
+        config.num_train_timesteps, config.refiner_training_strength, config.refiner_training_invert_schedule
+    )

@@ -4,6 +4,7 @@ import logging
 
 from gm.config import Config
 from gm.data.batches import Batches
+from gm.data.noising import describe
 from gm.models.unet import UNet
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ def report(config: Config, unet: UNet, batches: Batches) -> None:
         epochs,
         batches.steps_per_epoch,
     )
+    log.info("objective: %s", describe(config.diffusion))
     log.info("pictures of %s: %d compilation%s", sizes, len(batches.sizes), "s" * (len(batches.sizes) > 1))
 
 

@@ -4,7 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gm.config.schema import DiffusionConfig
-from gm.data.noising import Noising
+from gm.data.noising import Noising, describe
 from gm.data.randomness import generator
 from gm.diffusion.timesteps import stratify
 
@@ -212,3 +212,30 @@ def test_a_stratified_batch_has_one_sample_in_every_part_of_the_stage(total, see
     edges = begin + np.arange(total + 1) * length / total
     assert (found >= np.floor(edges[:-1])).all()
     assert (found <= np.ceil(edges[1:])).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "epsilon at timesteps 0 to 999 of 1000"),
+        (
+            {"refiner_training": True, "refiner_training_strength": 0.35, "loss_type": "huber"},
+            "epsilon at timesteps 0 to 349 of 1000, huber loss",
+        ),
+        (
+            {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_gamma": 5.0},
+            "v_prediction at timesteps 0 to 999 of 1000, min_snr weighting, zero terminal SNR, whose last timestep "
+            "weighs nothing (--loss_weight_floor 0.1 would let it count)",
+        ),
+        (
+            {"timestep_bias_strategy": "later", "timestep_bias_multiplier": 2.0},
+            "epsilon at timesteps 0 to 999 of 1000, later ones 2 times as often",
+        ),
+        (
+            {"sigma_sampling": "edm"},
+            "epsilon at timesteps 0 to 999 of 1000, ln sigma of mean -1.2 and deviation 1.2",
+        ),
+    ],
+)
+def test_the_objective_is_told_in_a_line(settings, told):
+    assert describe(DiffusionConfig(**settings)) == told
