@@ -27,7 +27,9 @@ class ModelConfig:
         "auto", "auto takes flash attention where the device has it", choices=("auto", "flash", "math")
     )
     tokenizer: str | None = setting(
-        "openai/clip-vit-large-patch14", "tokenizer of the first text encoder: a hub name or a local folder"
+        "openai/clip-vit-large-patch14",
+        "tokenizer of the text encoders: a local folder with vocab.json and merges.txt, or a hub name; a diffusers "
+        "folder given as --weight has its own",
     )
     tokenizer_2: str | None = setting(
         None, "tokenizer of the second text encoder; default: that of the first, as in SDXL"
@@ -56,6 +58,7 @@ class DataConfig:
         "a picture without a caption: stop, train it unconditionally, or use its file name",
         choices=("error", "empty", "filename"),
     )
+    aesthetic_score: float = setting(6.0, "SDXL refiner: the score it is told all pictures have", at_least=0)
     shuffle: bool = setting(True, "a new order of the samples in every epoch")
     drop_last: bool = setting(False, "leave out an epoch's last samples when they do not fill a batch")
 
@@ -231,10 +234,11 @@ class SampleConfig:
         0.0, "guidance rescale (arXiv 2305.08891, 3.4)", unit="0 to 1", at_least=0, at_most=1
     )
     unconditional: str = setting(
-        "zeros",
+        "auto",
         "what guidance steers away from without a negative prompt: zero text states (as SDXL base was trained), the "
-        "empty prompt, or the empty prompt with zero size numbers (as --caption_dropout trains)",
-        choices=("zeros", "empty", "dropout"),
+        "empty prompt (SD 1.x, SD 2.x, SDXL refiner), or the empty prompt with zero size numbers (as --caption_dropout "
+        "trains); auto follows the model",
+        choices=("auto", "zeros", "empty", "dropout"),
     )
     seed: int = setting(42, "of a prompt's first picture; its i-th has seed + i", at_least=0)
     batch_size: int = setting(1, "pictures drawn at once; the seed, not the batch, makes a picture", at_least=1)
@@ -251,6 +255,8 @@ class SampleConfig:
     target_width: int | None = setting(None, "default: --width", unit="pixels", at_least=1)
     crop_coords_top: int = setting(0, "rows the model is told were cut off at the top", unit="pixels", at_least=0)
     crop_coords_left: int = setting(0, "columns the model is told were cut off at the left", unit="pixels", at_least=0)
+    aesthetic_score: float = setting(6.0, "SDXL refiner: the score it is told the picture has", at_least=0)
+    negative_aesthetic_score: float = setting(2.5, "the same of what to steer away from", at_least=0)
     img: str = setting("", "task img2img: the picture to start from")
     strength: float = setting(
         0.75, "task img2img: share of the steps that is taken; 1 redraws the picture", above=0, at_most=1

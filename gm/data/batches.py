@@ -23,6 +23,7 @@ from gm.data.tokens import Tokenizers
 from gm.data.transforms import BadPictureError
 from gm.diffusion.timesteps import stratify
 from gm.errors import SuiteError, UsageError
+from gm.models.architecture import ModelArchitecture
 
 LATENT_CHANNELS = 4
 PREFETCHED_BATCHES = 3
@@ -42,7 +43,7 @@ class _Drawn:
     moments: np.ndarray | None  # (8, h, w)
     caption: str
     text: tuple[np.ndarray, np.ndarray] | None  # context (77, C), pooled (P,)
-    time_ids: np.ndarray  # (6,)
+    time_ids: np.ndarray  # (N,)
     timestep_uniform: float
     noise: np.ndarray  # (4, h, w)
     input_noise: np.ndarray  # (4, h, w)
@@ -66,8 +67,11 @@ class Batches(Iterator[Batch]):
     """Batches of one rank, one for every forward pass, without end; all randomness belongs to the samples.
 
     A batch is a dict of float32 arrays, in this order: ``moments`` (B, 8, h, w), ``posterior_noise``, ``noise`` and
-    ``input_noise`` (B, 4, h, w), ``context`` (B, 77, C), ``pooled`` (B, P), ``time_ids`` (B, 6), and, each (B,),
+    ``input_noise`` (B, 4, h, w), ``context`` (B, 77, C), ``pooled`` (B, P), ``time_ids`` (B, N), and, each (B,),
     ``timesteps``, ``alpha``, ``sigma``, ``target_noise``, ``target_latents``, ``weight``, ``inverse_huber_c``.
+
+    ``size_numbers`` is N, and what the model is told of each picture (``gm.models.architecture.size_numbers``). A model
+    that has no pooled state is given ``pooled`` (B, 0).
 
     A training step takes ``gradient_accumulation_steps`` batches on each of ``size`` ranks. What they hold together is
     the same however it is divided. ``cursor`` is (epoch, steps of it that are done); a step counts as done when its
@@ -84,8 +88,9 @@ class Batches(Iterator[Batch]):
         cursor: Cursor = (0, 0),
         rank: int = 0,
         size: int = 1,
+        size_numbers: int = 6,
     ):
-        self._data, self._seed = config.data, config.train.seed
+        self._data, self._seed, self._size_numbers = config.data, config.train.seed, size_numbers
         self._stratified = config.diffusion.stratified_timesteps
         self._samples = cache.samples if cache is not None else samples
         self._cache, self._encoders, self._tokenizers = cache, encoders, tokenizers
@@ -120,10 +125,12 @@ class Batches(Iterator[Batch]):
         """From the folder, the cache and the networks that ``config`` names; only those that are needed are built."""
         samples = folder.scan(config.data.path, config.data.missing_caption, config.data.on_bad_sample)
         encoders = NetworkEncoders(config)
-        tokenizers = Tokenizers.load(config.model.tokenizer, config.model.tokenizer_2)
+        tokenizers = Tokenizers.of(config.model)
         cached = config.cache.latent or config.cache.text_embedding
         opened = stored.open(config, samples, encoders, tokenizers) if cached else None
-        return cls(config, samples, opened, encoders, tokenizers, cursor, rank, size)
+        model = encoders.architecture
+        _check_sizes(config, samples, model)
+        return cls(config, samples, opened, encoders, tokenizers, cursor, rank, size, model.size_numbers)
 
     @property
     def cursor(self) -> Cursor:
@@ -217,7 +224,7 @@ class Batches(Iterator[Batch]):
         else:
             framing = self._geometry.framing(sample, epoch)
             picture = _decode(sample, framing)
-        caption, time_ids = self._caption(sample, rng), framing.time_ids
+        caption, time_ids = self._caption(sample, rng), self._time_ids(framing)
         if rng("caption_dropout").random() < self._data.caption_dropout:
             caption, time_ids = EMPTY, np.zeros_like(time_ids)
         height, width = framing.target
@@ -232,6 +239,9 @@ class Batches(Iterator[Batch]):
             *self._noising.noise(rng, shape, step),
             rng("posterior").standard_normal(shape, np.float32),
         )
+
+    def _time_ids(self, framing: transforms.Framing) -> np.ndarray:
+        return framing.time_ids(self._size_numbers, self._data.aesthetic_score)
 
     def _caption(self, sample: Sample, rng: Callable[[str], np.random.Generator]) -> str:
         if len(sample.captions) == 1:
@@ -260,6 +270,17 @@ class Batches(Iterator[Batch]):
         else:
             batch["captions"] = [sample.caption for sample in samples]
         return batch
+
+
+def _check_sizes(config: Config, samples: list[Sample], model: ModelArchitecture) -> None:
+    """Raises UsageError if pictures would be trained at a size that the UNet cannot halve evenly."""
+    geometry = Geometry.of(config)
+    for height, width in sorted({geometry.bucket(sample) for sample in samples}):
+        if model.unet and (height % model.granularity or width % model.granularity):
+            raise UsageError(
+                f"pictures would be trained at {width}x{height} and this model needs sides that are multiples of "
+                f"{model.granularity}: change --resolution"
+            )
 
 
 def _decode(sample: Sample, framing: transforms.Framing) -> np.ndarray:

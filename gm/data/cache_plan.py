@@ -59,7 +59,7 @@ class Plan:
     ) -> "Plan":
         path = Path(config.cache.path)
         encoders = encoders or NetworkEncoders(config)
-        tokenizers = tokenizers or Tokenizers.load(config.model.tokenizer, config.model.tokenizer_2)
+        tokenizers = tokenizers or Tokenizers.of(config.model)
         geometry = Geometry.of(config)
         keys = Keys(encoders.picture_hash, _hash(encoders.text_hash, tokenizers.hash), config.cache.dtype)
         contents = _content_hashes(samples, FileNotes(path / "pictures.json"))

@@ -101,7 +101,7 @@ def _captions(config: Config, samples: list[Sample]) -> Iterator[Finding]:
     empty = [id for id, caption in captions if not caption]
     yield Finding(f"captions: {len(captions)}, {different} different, {len(empty)} empty", empty)
     try:
-        tokenizers = Tokenizers.load(config.model.tokenizer, config.model.tokenizer_2)
+        tokenizers = Tokenizers.of(config.model)
     except SuiteError as error:
         yield Finding(f"captions were not measured: {error}")
         return

@@ -10,6 +10,7 @@ import numpy as np
 from gm.config import Config
 from gm.data.notes import FileNotes
 from gm.errors import SuiteError, UsageError
+from gm.models.architecture import COND_STAGE, EMBEDDERS, ModelArchitecture
 from gm.weights.dtypes import to_float32
 from gm.weights.files import open_weights
 
@@ -29,8 +30,8 @@ class Encoders(Protocol):
     def encode_pictures(self, pictures: np.ndarray) -> np.ndarray:
         """Pictures (B, 3, H, W) in [-1, 1] -> posterior moments, mean and log variance, (B, 8, H/8, W/8) float32."""
 
-    def encode_text(self, ids_1: np.ndarray, ids_2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids (B, 77) int32 of both tokenizers -> context (B, 77, C), pooled (B, P) float32."""
+    def encode_text(self, *ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (B, 77) int32 for each text encoder -> context (B, 77, C), pooled (B, P or 0) float32."""
 
 
 class NetworkEncoders:
@@ -43,31 +44,27 @@ class NetworkEncoders:
         self._notes = FileNotes(Path(config.cache.path) / "weights.json")
 
     @cached_property
+    def architecture(self) -> ModelArchitecture:
+        """Of the weights file."""
+        with open_weights(self._weight) as weights:
+            return weights.architecture()
+
+    @cached_property
     def picture_hash(self) -> str:
         """Of the encoder half of the autoencoder: its decoder has no part in latents."""
         return self._hash("autoencoder", ("first_stage_model.encoder.", "first_stage_model.quant_conv."))
 
     @cached_property
     def text_hash(self) -> str:
-        return self._hash("text encoders", ("conditioner.",))
+        return self._hash("text encoders", (EMBEDDERS, COND_STAGE))
 
     def encode_pictures(self, pictures: np.ndarray) -> np.ndarray:
         from mindspore import Tensor
 
         return self._picture_network(Tensor(pictures)).asnumpy()
 
-    def encode_text(self, ids_1: np.ndarray, ids_2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        from mindspore import Tensor
-
-        network, known = self._text_network
-        largest = max(ids_1.max(), ids_2.max())
-        if largest >= known:  # the lookup itself would go astray without a word
-            raise SuiteError(
-                f"the tokenizer gives ids up to {largest} and the text encoders of {self._weight} know {known}: "
-                "name the model's own tokenizer with --tokenizer"
-            )
-        context, pooled = network(Tensor(ids_1), Tensor(ids_2))
-        return context.asnumpy(), pooled.asnumpy()
+    def encode_text(self, *ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._text_network.encode(ids)
 
     @cached_property
     def _picture_network(self) -> Any:
@@ -75,22 +72,24 @@ class NetworkEncoders:
         from gm.models.build import AUTOENCODER_PREFIX, build_autoencoder
         from gm.weights.load import load_into
 
+        if self.architecture.autoencoder is None:
+            raise _lacks(self._weight, "autoencoder")
         with open_weights(self._weight) as weights:
-            autoencoder = build_autoencoder(weights.architecture().autoencoder)
+            autoencoder = build_autoencoder(self.architecture.autoencoder)
             load_into(autoencoder, weights, prefix=AUTOENCODER_PREFIX)
         return AutoencoderEncoder(autoencoder).set_train(False)
 
     @cached_property
-    def _text_network(self) -> tuple[Any, int]:
-        """The network, and how many tokens it knows."""
+    def _text_network(self) -> Any:
         from gm.models.build import build_conditioner
         from gm.weights.load import load_into
 
+        if not self.architecture.text_encoders:
+            raise _lacks(self._weight, "text encoders")
         with open_weights(self._weight) as weights:
-            architecture = weights.architecture()
-            conditioner = build_conditioner(architecture)
+            conditioner = build_conditioner(self.architecture)
             load_into(conditioner, weights)
-        return conditioner, min(tower.vocab_size for tower in architecture.text_encoders)
+        return conditioner
 
     def _hash(self, what: str, prefixes: tuple[str, ...]) -> str:
         def compute(path: Path) -> str:
@@ -111,11 +110,13 @@ def _weights_hash(path: Path, what: str, prefixes: tuple[str, ...]) -> str:
     with open_weights(path) as weights:
         names = sorted(name for name in weights.names() if name.startswith(prefixes) and not name.endswith(UNUSED))
         if not names:
-            raise SuiteError(
-                f"{path} has no {what}: name the file it was made from, which has all parts, with --weight"
-            )
+            raise _lacks(path, what)
         for name in names:
             digest.update(f"{name} {tuple(weights.shape(name))}\n".encode())
             for chunk in weights.stream(name):
                 digest.update(np.ascontiguousarray(to_float32(chunk, weights.dtype(name))))
     return digest.hexdigest()
+
+
+def _lacks(path: Path, what: str) -> SuiteError:
+    return SuiteError(f"{path} has no {what}: name the file it was made from, which has all parts, with --weight")

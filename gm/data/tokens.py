@@ -1,19 +1,23 @@
-"""Captions to token ids for SDXL's two text encoders."""
+"""Captions to token ids for the text encoders of a model."""
 
 import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
+from gm.config.schema import ModelConfig
 from gm.errors import SuiteError
+from gm.models.architecture import ModelArchitecture, TextEncoderArchitecture
+from gm.weights.files import open_weights
+from gm.weights.folder import TOKENIZER_FILES, tokenizer_folders
 
 MAX_LENGTH = 77  # of CLIP: start, up to 75 tokens, end
-FILES = ("vocab.json", "merges.txt")
-DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"  # OpenCLIP's bigG has the same vocabulary, so it serves both
+DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"  # OpenCLIP has the same vocabulary, so it serves all
+SDXL = ModelArchitecture().text_encoders
 
 log = logging.getLogger(__name__)
 
@@ -41,35 +45,69 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """The tokenizers of both encoders. The first pads with its end token, the second with id 0, as SDXL was trained."""
+    """The tokenizer of each text encoder of a model, and the id it pads with (None: the end token)."""
 
-    first: Tokenizer
-    second: Tokenizer
+    each: tuple[Tokenizer, ...]
+    pads: tuple[int | None, ...]
 
     @classmethod
-    def load(cls, tokenizer: str | Path | None = None, tokenizer_2: str | Path | None = None) -> "Tokenizers":
-        """From local folders with vocab.json and merges.txt, or hub names; the second defaults to the first."""
-        first = load_tokenizer(tokenizer or DEFAULT_TOKENIZER)
-        return cls(first, first if tokenizer_2 in (None, "", tokenizer) else load_tokenizer(tokenizer_2))
+    def load(
+        cls,
+        tokenizer: str | Path | None = None,
+        tokenizer_2: str | Path | None = None,
+        encoders: Sequence[TextEncoderArchitecture] = SDXL,
+        weight: Path | None = None,
+    ) -> "Tokenizers":
+        """From local folders with vocab.json and merges.txt, or hub names; the second defaults to the first.
+
+        A diffusers folder is such a folder, too, for all ``encoders``. ``weight`` is one that need not have
+        tokenizers: where it has, they are taken in place of the default one.
+
+        Raises:
+            SuiteError: that says which files are needed where.
+        """
+        names = {"tokenizer": tokenizer or DEFAULT_TOKENIZER}
+        names["tokenizer_2"] = tokenizer_2 or names["tokenizer"]
+        loaded: dict[tuple[Path, ...], Tokenizer] = {}
+        each = []
+        for place in tokenizer_folders(encoders):
+            name = str(names[place])
+            own = weight / place if weight is not None and name == DEFAULT_TOKENIZER else None
+            files = tuple(_own_files(own) or _local_files(Path(name), place) or _hub_files(name, own))
+            if files not in loaded:
+                loaded[files] = _read(name, files)
+            each.append(loaded[files])
+        return cls(tuple(each), tuple(encoder.pad_token for encoder in encoders))
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> "Tokenizers":
+        """Those the weights of a configuration need; SDXL's while there are no weights.
+
+        Raises:
+            SuiteError: the weights or the tokenizers cannot be read.
+        """
+        weight = Path(model.weight)
+        if not model.weight or not weight.exists():
+            return cls.load(model.tokenizer, model.tokenizer_2)
+        with open_weights(weight) as weights:
+            encoders = weights.architecture().text_encoders or SDXL
+        return cls.load(model.tokenizer, model.tokenizer_2, encoders, weight if weight.is_dir() else None)
 
     @property
     def hash(self) -> str:
-        return hashlib.blake2b(
-            f"{self.first.hash} {self.second.hash} {MAX_LENGTH}".encode(), digest_size=16
-        ).hexdigest()
+        hashes = " ".join(tokenizer.hash for tokenizer in self.each)
+        return hashlib.blake2b(f"{hashes} {self.pads} {MAX_LENGTH}".encode(), digest_size=16).hexdigest()
 
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids for both encoders: two arrays (B, 77) int32. Longer texts are cut."""
-        return self.first.encode(texts, None)[0], self.second.encode(texts, 0)[0]
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """Token ids for each text encoder, (B, 77) int32. Longer texts are cut."""
+        return tuple(tokenizer.encode(texts, pad)[0] for tokenizer, pad in zip(self.each, self.pads))
 
     def cut_off(self, texts: Sequence[str]) -> np.ndarray:
         """How many tokens of each text lie beyond the 77 and are not seen: (B,) int64."""
-        return self.first.encode(texts, None)[1]
+        return self.each[0].encode(texts, None)[1]
 
 
-def load_tokenizer(name: str | Path) -> Tokenizer:
-    """Raises SuiteError that says which files are needed where."""
-    files = _local_files(Path(name)) or _hub_files(str(name))
+def _read(name: str, files: Sequence[Path]) -> Tokenizer:
     from transformers import CLIPTokenizer  # importing it takes a second
 
     digest = hashlib.blake2b(digest_size=16)
@@ -83,31 +121,51 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
         raise SuiteError(
             f"the tokenizer files in {files[0].parent} cannot be read ({reason}): fetch them again"
         ) from None
-    return Tokenizer(str(name), codec, digest.hexdigest())
+    return Tokenizer(name, codec, digest.hexdigest())
 
 
-def _local_files(folder: Path) -> list[Path] | None:
-    """The vocabulary in ``folder``, or in the tokenizer/ of a diffusers folder; None if there is no such folder."""
-    if not folder.is_dir():
-        return None
-    for candidate in (folder, folder / "tokenizer"):
-        files = [candidate / name for name in FILES]
+def _files(folder: Path) -> list[Path]:
+    """The vocabulary in ``folder``, or nothing unless all of it is there; transformers 5 writes it as one file."""
+    for names in (TOKENIZER_FILES, ("tokenizer.json",)):
+        files = [folder / name for name in names]
         if all(path.is_file() for path in files):
             return files
-    missing = [name for name in FILES if not (folder / name).is_file()]
+    return []
+
+
+def _own_files(folder: Path | None) -> list[Path]:
+    """The vocabulary in a folder of the weights themselves, if they have one."""
+    if folder is None or not folder.is_dir():
+        return []
+    return _files(folder) or _complain(folder)
+
+
+def _local_files(folder: Path, place: str) -> list[Path]:
+    """The vocabulary in ``folder``, or in ``place`` of a diffusers folder; nothing if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    for candidate in (folder, folder / place, folder / "tokenizer", folder / "tokenizer_2"):
+        if files := _files(candidate):
+            return files
+    return _complain(folder)
+
+
+def _complain(folder: Path) -> NoReturn:
+    missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
     raise SuiteError(
         f"tokenizer folder {folder} lacks {' and '.join(missing)}: put them there (any CLIP model has them)"
     )
 
 
-def _hub_files(name: str) -> list[Path]:
-    remedy = f"fetch {' and '.join(FILES)} of {DEFAULT_TOKENIZER}, put them into a folder and name it with --tokenizer"
+def _hub_files(name: str, own: Path | None) -> list[Path]:
+    place = "into a folder and name it with --tokenizer" if own is None else f"into {own}"
+    remedy = f"fetch {' and '.join(TOKENIZER_FILES)} of {DEFAULT_TOKENIZER}, put them {place}"
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise SuiteError(f"no tokenizer folder {name}: {remedy}")
     from transformers.utils import cached_file
 
     try:
-        return [Path(cached_file(name, file)) for file in FILES]
+        return [Path(cached_file(name, file)) for file in TOKENIZER_FILES]
     except Exception as error:
         log.debug("tokenizer %s: %s", name, error)
         raise SuiteError(f"tokenizer {name} is neither stored here nor to be had from the hub: {remedy}") from None

@@ -1,4 +1,4 @@
-"""From a picture file to what the autoencoder reads, and the six numbers that tell SDXL how it was framed."""
+"""From a picture file to what the autoencoder reads, and the numbers that tell SDXL how it was framed."""
 
 import warnings
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gm.data.buckets import Size
+from gm.models.architecture import size_numbers
 
 ORIENTATION_TAG = 0x0112
 TURNS = {  # what makes a picture of each EXIF orientation upright
@@ -42,10 +43,10 @@ class Framing:
     target: Size
     flip: bool = False
 
-    @property
-    def time_ids(self) -> np.ndarray:
-        """SDXL's micro-conditioning: original size, crop, target size (Podell et al. 2023, 2.2): (6,) float32."""
-        return np.array([*self.original, self.top, self.left, *self.target], np.float32)
+    def time_ids(self, count: int = 6, aesthetic_score: float = 6.0) -> np.ndarray:
+        """What a model is told of this framing, ``gm.models.architecture.size_numbers``: (count,) float32."""
+        told = size_numbers(count, self.original, (self.top, self.left), self.target, aesthetic_score)
+        return np.array(told, np.float32)
 
 
 def frame(

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field, replace
 
+from gm.errors import SuiteError
+
+Size = tuple[int, int]  # height, width or top, left
 EMBEDDERS = "conditioner.embedders."  # what the keys of SDXL's text towers begin with, before their number
 COND_STAGE = "cond_stage_model."  # the same of the one text tower of SD 1.x and 2.x
 HEAD_WIDTH = 64  # of every attention in the family but the UNet of SD 1.x, which has 8 heads at every width
@@ -137,11 +140,39 @@ class ModelArchitecture:
         return tuple(f"{EMBEDDERS}{index}." for index in range(len(self.text_encoders)))
 
     @property
+    def granularity(self) -> int:
+        """What both sides of a picture must be multiples of, in pixels.
+
+        The UNet halves the latents once a level, and its ascent meets the descent only if every half is whole.
+        """
+        return self.autoencoder.downsampling * 2 ** (len(self.unet.channels) - 1)
+
+    @property
+    def unconditional(self) -> str:
+        """What stood for no caption in training: "zeros" for text states (SDXL base) or the "empty" caption."""
+        return "zeros" if len(self.text_encoders) == 2 else "empty"
+
+    @property
     def latent_scale(self) -> float:
         """What latents are multiplied by for the UNet; known even of a file without its autoencoder."""
         if self.autoencoder is not None:
             return self.autoencoder.scale_factor
         return 0.18215 if self.name in ("sd-1", "sd-2") else 0.13025
+
+
+def size_numbers(count: int, original: Size, crop: Size, target: Size, aesthetic_score: float) -> tuple[float, ...]:
+    """The ``count`` numbers a model is told about a picture (``ModelArchitecture.size_numbers``).
+
+    6 (SDXL base): original size, crop corner and target size in pixels, height before width (Podell et al. 2023,
+    section 2.2); 5 (its refiner): the aesthetic score, about 1 to 10, in place of the target size; 0: none.
+
+    Raises:
+        SuiteError: another count.
+    """
+    told = {0: (), 5: (*original, *crop, aesthetic_score), 6: (*original, *crop, *target)}
+    if count not in told:
+        raise SuiteError(f"the UNet is told {count} size numbers: known are 6 (SDXL base), 5 (its refiner) and 0")
+    return told[count]
 
 
 TINY_SDXL = ModelArchitecture(

@@ -1,7 +1,11 @@
 """What a UNet is conditioned on: the states of its text towers, the pooled text, and numbers about the picture."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from mindspore import Tensor, nn, ops
 
+from gm.errors import SuiteError
 from gm.models.architecture import TextEncoderArchitecture
 from gm.models.layers import sinusoidal_embedding
 from gm.models.text_encoders import build_text_encoder
@@ -12,8 +16,7 @@ SIZE_EMBEDDING_WIDTH = 256
 def size_embedding(time_ids: Tensor) -> Tensor:
     """Embed each of the numbers (B, N) on its own and join them -> (B, N * 256).
 
-    The six numbers of SDXL base are original height and width, crop top and left, target height and width, in pixels
-    (Podell et al. 2023, section 2.2); the five of its refiner end in an aesthetic score instead of the target.
+    ``gm.models.architecture.size_numbers`` says which numbers a model is told.
     """
     batch = time_ids.shape[0]
     return sinusoidal_embedding(time_ids.reshape(-1), SIZE_EMBEDDING_WIDTH).reshape(batch, -1)
@@ -35,6 +38,7 @@ class TextConditioner(nn.Cell):
         super().__init__()
         self.embedders = nn.CellList([build_text_encoder(architecture) for architecture in architectures])
         self.towers = len(architectures)
+        self.vocabulary = min(architecture.vocab_size for architecture in architectures)
 
     def construct(self, *ids: Tensor) -> tuple[Tensor, Tensor | None]:
         contexts, pooled = (), None
@@ -44,3 +48,19 @@ class TextConditioner(nn.Cell):
             if projected is not None:
                 pooled = projected
         return contexts[0] if self.towers == 1 else ops.concat(contexts, axis=-1), pooled
+
+    def encode(self, ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The same from and to numpy arrays; ``pooled`` is (B, 0) where there is none.
+
+        Raises:
+            SuiteError: ids the towers do not know, which the lookup itself would let pass without a word.
+        """
+        largest = max(int(array.max()) for array in ids)
+        if largest >= self.vocabulary:
+            raise SuiteError(
+                f"the tokenizer gives ids up to {largest} and the text encoders of these weights know "
+                f"{self.vocabulary}: name the model's own tokenizer with --tokenizer"
+            )
+        context, pooled = self(*(Tensor(array) for array in ids))
+        empty = np.zeros((len(context), 0), np.float32)
+        return context.asnumpy(), empty if pooled is None else pooled.asnumpy()

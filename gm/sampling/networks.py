@@ -22,18 +22,22 @@ class _GuidedUNet(nn.Cell):
     """The UNet on ``copies`` of each latent in one call, so that guidance costs one graph and one launch a step.
 
     ``construct(latents (B, 4, h, w), timestep (1,), context (copies * B, 77, C), pooled, time_ids)`` returns
-    (copies * B, 4, h, w).
+    (copies * B, 4, h, w). Without ``with_vector`` the UNet has no input for the last two.
     """
 
-    def __init__(self, unet: UNet, copies: int):
+    def __init__(self, unet: UNet, copies: int, with_vector: bool):
         super().__init__(auto_prefix=False)
         self.unet = unet
         self.copies = copies
+        self.with_vector = with_vector
 
     def construct(self, latents: Tensor, timestep: Tensor, context: Tensor, pooled: Tensor, time_ids: Tensor) -> Tensor:
         latents = ops.concat((latents,) * self.copies) if self.copies > 1 else latents
         timesteps = ops.broadcast_to(timestep, (latents.shape[0],))
-        return self.unet(latents, timesteps, context, conditioning_vector(pooled, time_ids))
+        vector = None
+        if self.with_vector:
+            vector = conditioning_vector(pooled, time_ids)
+        return self.unet(latents, timesteps, context, vector)
 
 
 class Networks:
@@ -46,17 +50,15 @@ class Networks:
         self.scale_factor = architecture.autoencoder.scale_factor
         self.latent_channels = architecture.autoencoder.latent_channels
         self.downsampling = architecture.autoencoder.downsampling
-        # the UNet halves the latents once a level, and its ascent meets the descent only if every half is whole
-        self.granularity = self.downsampling * 2 ** (len(architecture.unet.channels) - 1)
-        self._guided = {copies: _GuidedUNet(unet, copies).set_train(False) for copies in (1, 2)}
+        with_vector = architecture.unet.vector_dim is not None
+        self._guided = {copies: _GuidedUNet(unet, copies, with_vector).set_train(False) for copies in (1, 2)}
         self._decoder = AutoencoderDecoder(autoencoder).set_train(False)
         self._encoder = AutoencoderEncoder(autoencoder).set_train(False)
         self._conditioner = conditioner.set_train(False)
 
-    def encode_text(self, ids_1: np.ndarray, ids_2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids (B, 77) int32 of both tokenizers -> context (B, 77, C), pooled (B, P)."""
-        context, pooled = self._conditioner(Tensor(ids_1), Tensor(ids_2))
-        return context.asnumpy(), pooled.asnumpy()
+    def encode_text(self, *ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (B, 77) int32 for each text encoder -> context (B, 77, C), pooled (B, P), or (B, 0) without it."""
+        return self._conditioner.encode(ids)
 
     def denoiser(self, context: np.ndarray, pooled: np.ndarray, time_ids: np.ndarray, copies: int) -> "Denoiser":
         """``predict(latents (B, 4, h, w), timestep) -> (copies * B, 4, h, w)`` for conditions of copies * B rows."""
@@ -100,8 +102,6 @@ def load_networks(path: str | Path) -> Networks:
                 f"{path} has no {' and no '.join(missing)}: pictures need the whole model; put the trained UNet into "
                 f"the weights it was trained from with {MERGE_TOOL} and sample from the result"
             )
-        if len(architecture.text_encoders) != 2:
-            raise SuiteError(f"{path} is {weights.describe()}: sampling takes models of SDXL base's kind, with two")
         networks = (
             build_unet(architecture.unet),
             build_autoencoder(architecture.autoencoder),

@@ -14,18 +14,19 @@ from gm.diffusion.objective import check_prediction_type
 from gm.diffusion.samplers import find_sampler
 from gm.diffusion.steps import Steps, add_noise, inference_steps, skipped_steps
 from gm.errors import UsageError
+from gm.models.architecture import size_numbers
 from gm.sampling.noise import PictureNoise
 
 if TYPE_CHECKING:
     from gm.sampling.networks import Networks
 
-UNCONDITIONALS = ("zeros", "empty", "dropout")
+UNCONDITIONALS = ("auto", "zeros", "empty", "dropout")
 
 
 class Tokenize(Protocol):
     """``gm.data.tokens.Tokenizers``."""
 
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: ...
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Settings:
     """How to draw. Sizes in pixels; the numbers the model is told default to the picture's size.
 
     ``unconditional``: what guidance steers away from where no negative prompt is given: text states of ``zeros`` (how
-    SDXL base was trained), the ``empty`` prompt, or the empty prompt with all size numbers 0 (``dropout``: what
-    ``--caption_dropout`` trains).
+    SDXL base was trained), the ``empty`` prompt (its refiner, SD 1.x, SD 2.x), or the empty prompt with all size
+    numbers 0 (``dropout``: what ``--caption_dropout`` trains); ``auto`` is one of the first two.
     """
 
     sampler: str = "euler"
@@ -52,7 +53,7 @@ class Settings:
     karras_sigmas: bool = False
     guidance_scale: float = 5.0
     guidance_rescale: float = 0.0
-    unconditional: str = "zeros"
+    unconditional: str = "auto"
     height: int = 1024
     width: int = 1024
     orig_height: int | None = None
@@ -61,18 +62,18 @@ class Settings:
     crop_coords_left: int = 0
     target_height: int | None = None
     target_width: int | None = None
+    aesthetic_score: float = 6.0  # these two: of the SDXL refiner
+    negative_aesthetic_score: float = 2.5
     strength: float = 1.0  # of img2img
 
-    @property
-    def time_ids(self) -> tuple[float, ...]:
-        """The six numbers SDXL is told: original size, crop corner, target size, height before width."""
-        return (
-            self.orig_height or self.height,
-            self.orig_width or self.width,
-            self.crop_coords_top,
-            self.crop_coords_left,
-            self.target_height or self.height,
-            self.target_width or self.width,
+    def time_ids(self, count: int = 6, negative: bool = False) -> tuple[float, ...]:
+        """What the model is told (``gm.models.architecture.size_numbers``); ``negative``: what to steer away from."""
+        return size_numbers(
+            count,
+            (self.orig_height or self.height, self.orig_width or self.width),
+            (self.crop_coords_top, self.crop_coords_left),
+            (self.target_height or self.height, self.target_width or self.width),
+            self.negative_aesthetic_score if negative else self.aesthetic_score,
         )
 
 
@@ -144,7 +145,7 @@ class Pipeline:
         Raises:
             UsageError: they cannot work, with the remedy.
         """
-        factor = self.networks.granularity
+        factor = self.networks.architecture.granularity
         for name, size in (("height", settings.height), ("width", settings.width)):
             if size % factor or size < factor:
                 nearest = max(round(size / factor), 1) * factor
@@ -198,24 +199,28 @@ class Pipeline:
         texts = [text for text in wanted if text not in self._texts]
         for first in range(0, len(texts), batch_size):
             part = texts[first : first + batch_size]
-            ids_1, ids_2 = self.tokenizers.encode(part + part[-1:] * (batch_size - len(part)))
-            context, pooled = self.networks.encode_text(ids_1, ids_2)
+            ids = self.tokenizers.encode(part + part[-1:] * (batch_size - len(part)))
+            context, pooled = self.networks.encode_text(*ids)
             self._texts |= {text: (context[row], pooled[row]) for row, text in enumerate(part)}
 
     def _conditions(self, batch: Sequence[Request], settings: Settings) -> list[np.ndarray]:
         """Context, pooled and time ids of a batch; with guidance, those of the negative prompts before them."""
-        rows = [(*self._texts[request.prompt], settings.time_ids) for request in batch]
+        told = settings.time_ids(self.networks.architecture.size_numbers)
+        rows = [(*self._texts[request.prompt], told) for request in batch]
         if settings.guidance_scale != 1:
             rows = [self._unconditional(request, settings) for request in batch] + rows
         return [np.stack([np.asarray(row[part], np.float32) for row in rows]) for part in range(3)]
 
     def _unconditional(self, request: Request, settings: Settings) -> tuple:
+        model = self.networks.architecture
         context, pooled = self._texts[request.negative_prompt]
-        if request.negative_prompt or settings.unconditional == "empty":
-            return context, pooled, settings.time_ids
-        if settings.unconditional == "zeros":
-            return np.zeros_like(context), np.zeros_like(pooled), settings.time_ids
-        return context, pooled, (0,) * len(settings.time_ids)
+        told = settings.time_ids(model.size_numbers, negative=True)
+        chosen = model.unconditional if settings.unconditional == "auto" else settings.unconditional
+        if request.negative_prompt or chosen == "empty":
+            return context, pooled, told
+        if chosen == "zeros":
+            return np.zeros_like(context), np.zeros_like(pooled), told
+        return context, pooled, (0,) * len(told)
 
     def _model(self, batch: Sequence[Request], settings: Settings) -> Callable[[np.ndarray, float], np.ndarray]:
         guided = settings.guidance_scale != 1

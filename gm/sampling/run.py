@@ -46,7 +46,7 @@ def run(config: Config) -> Path:
         raise UsageError("no weights to draw with: name a whole checkpoint with --weight")
     if not Path(config.model.weight).exists():
         raise SuiteError(f"no such weight file: {config.model.weight}")
-    tokenizers = Tokenizers.load(config.model.tokenizer, config.model.tokenizer_2)
+    tokenizers = Tokenizers.of(config.model)
     _warn_of_long_prompts(tokenizers, wishes)
 
     start(config.launch)

@@ -7,8 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
+from gm.config.schema import ModelConfig
 from gm.data.tokens import Tokenizers
 from gm.errors import SuiteError
+from gm.models.architecture import TINY_SDXL
+from gm.weights.ckpt import save_ckpt
+from gm.weights.folder import ckpt_to_diffusers
+from gm.weights.keys import expected_shapes
 
 FOLDER = Path(__file__).parents[2] / "demo/tiny/tokenizer"
 
@@ -53,6 +58,81 @@ def test_the_hash_follows_the_files(tmp_path, tokenizers):
     (copy / "merges.txt").write_text("\n".join(merges[:-1]) + "\n")
     assert Tokenizers.load(copy).hash != tokenizers.hash
     assert Tokenizers.load(FOLDER, copy).hash != tokenizers.hash
+
+
+@pytest.fixture
+def weights_of(tmp_path, families):
+    """A ModelConfig whose weights are a folder as diffusers has it, with text encoders of a family and no values."""
+
+    def make(family: str, *tokenizers: str) -> ModelConfig:
+        architecture = TINY_SDXL if family == "sdxl" else families[family]
+        shapes = {name: shape for name, shape in expected_shapes(architecture).items() if "model.diffusion" not in name}
+        zeros = ((name, shape, "F32", np.zeros(shape, np.float32)) for name, shape in shapes.items())
+        save_ckpt(tmp_path / "model.ckpt", zeros)
+        ckpt_to_diffusers(tmp_path / "model.ckpt", tmp_path / "model")
+        for name in tokenizers:
+            shutil.copytree(FOLDER, tmp_path / "model" / name)
+        return ModelConfig(weight=str(tmp_path / "model"))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("family", "folders", "pads"),
+    [
+        ("sdxl", ["tokenizer", "tokenizer_2"], [None, 0]),
+        ("refiner", ["tokenizer_2"], [0]),
+        ("sd-1", ["tokenizer"], [None]),
+        ("sd-2", ["tokenizer"], [0]),
+    ],
+)
+def test_each_encoder_of_each_model_has_its_own_padding_and_its_own_folder(
+    weights_of, tokenizers, family, folders, pads
+):
+    found = Tokenizers.of(weights_of(family, *folders))
+    ids = found.encode(["a red circle"])
+    end = tokenizers.encode([""])[0].max()
+    assert [row[0, -1] for row in ids] == [end if pad is None else pad for pad in pads]
+    assert [row[0, :5].tolist() for row in ids] == [tokenizers.encode(["a red circle"])[0][0, :5].tolist()] * len(pads)
+
+
+def test_a_named_tokenizer_goes_before_the_folders_own(weights_of, tmp_path, tokenizers):
+    model = weights_of("sdxl", "tokenizer", "tokenizer_2")
+    own = tmp_path / "model/tokenizer_2/merges.txt"
+    own.write_text("\n".join(own.read_text().splitlines()[:-1]))
+    assert Tokenizers.of(model).hash != tokenizers.hash
+    model.tokenizer = str(FOLDER)
+    assert Tokenizers.of(model).hash == tokenizers.hash
+    model.tokenizer_2 = str(tmp_path / "model")  # a diffusers folder is a tokenizer folder for both
+    model.tokenizer = str(tmp_path / "model")
+    different = Tokenizers.of(model)
+    assert different.each[0].hash == tokenizers.each[0].hash != different.each[1].hash
+
+
+def test_a_diffusers_folder_without_its_tokenizer_says_where_to_put_it(weights_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    where = tmp_path / "model/tokenizer"
+    model = weights_of("sd-1")
+    with pytest.raises(SuiteError, match=rf"fetch vocab\.json and merges\.txt .* put them into {where}$"):
+        Tokenizers.of(model)
+    where.mkdir()
+    (where / "vocab.json").write_text("{}")
+    with pytest.raises(SuiteError, match=rf"{where} lacks merges\.txt: put"):
+        Tokenizers.of(model)
+
+
+def test_a_tokenizer_as_transformers_5_saves_it_is_read(tmp_path, reference, tokenizers):
+    reference.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved/vocab.json").exists()
+    for one, other in zip(
+        Tokenizers.load(tmp_path / "saved").encode(["a red zebra"]), tokenizers.encode(["a red zebra"])
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_without_weights_the_tokenizers_are_those_of_sdxl(tokenizers):
+    for weight in ("", "nowhere.ckpt"):
+        assert Tokenizers.of(ModelConfig(weight=weight, tokenizer=str(FOLDER))).hash == tokenizers.hash
 
 
 def test_a_folder_without_the_files_is_told(tmp_path):

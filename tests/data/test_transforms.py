@@ -25,7 +25,7 @@ def test_any_picture_is_covered_and_told_truly(height, width, crop, flip, seed):
     scale = max(target[0] / height, target[1] / width)
     assert abs(framing.resized[0] - height * scale) <= 0.5 + 1e-6
     assert abs(framing.resized[1] - width * scale) <= 0.5 + 1e-6
-    assert framing.time_ids.tolist() == [height, width, framing.top, framing.left, *target]
+    assert framing.time_ids().tolist() == [height, width, framing.top, framing.left, *target]
 
 
 def test_center_crop_is_central():

@@ -3,12 +3,13 @@ import gm  # isort: skip  # noqa: F401  (sets the environment that MindSpore rea
 import numpy as np
 import pytest
 
+from gm.models.architecture import TINY_SDXL
+
 
 @pytest.fixture(scope="session")
 def tiny_cells():
     """UNet, autoencoder and text towers of the tiny model, with random weights of which none is zero."""
     ms = pytest.importorskip("mindspore")
-    from gm.models.architecture import TINY_SDXL
     from gm.models.build import build_autoencoder, build_conditioner, build_unet
 
     cells = (
@@ -52,16 +53,17 @@ class FakeTokenizers:
 class FakeNetworks:
     """Numpy in place of compiled networks; what a row becomes depends on that row alone."""
 
-    downsampling, granularity, latent_channels, scale_factor = 8, 32, 4, 0.5
+    downsampling, latent_channels, scale_factor = 8, 4, 0.5
 
-    def __init__(self):
+    def __init__(self, architecture=TINY_SDXL):
+        self.architecture = architecture
         self.shapes = set()
         self.conditions = []
         self.timesteps = []
 
-    def encode_text(self, ids_1, ids_2):
-        self.shapes.add(("text", ids_1.shape))
-        return np.repeat(ids_1[:, :, None] / 1000.0, 6, axis=2), ids_2[:, :5] / 1000.0
+    def encode_text(self, *ids):
+        self.shapes.add(("text", ids[0].shape))
+        return np.repeat(ids[0][:, :, None] / 1000.0, 6, axis=2), ids[-1][:, :5] / 1000.0
 
     def denoiser(self, context, pooled, time_ids, copies):
         self.conditions.append((context, pooled, time_ids))

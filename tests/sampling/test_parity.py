@@ -111,9 +111,9 @@ def text_states(ours, requests):
 
 def sizes(settings):
     return {
-        "original_size": settings.time_ids[0:2],
-        "crops_coords_top_left": settings.time_ids[2:4],
-        "target_size": settings.time_ids[4:6],
+        "original_size": settings.time_ids()[0:2],
+        "crops_coords_top_left": settings.time_ids()[2:4],
+        "target_size": settings.time_ids()[4:6],
         "height": settings.height,
         "width": settings.width,
     }

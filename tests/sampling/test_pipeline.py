@@ -82,8 +82,8 @@ def test_the_six_numbers_are_height_before_width():
         SETTINGS, height=64, width=128, orig_height=300, orig_width=400, crop_coords_top=5, crop_coords_left=6,
         target_height=70, target_width=80,
     )  # fmt: skip
-    assert settings.time_ids == (300, 400, 5, 6, 70, 80)
-    assert replace(SETTINGS, height=64, width=128).time_ids == (64, 128, 0, 0, 64, 128)
+    assert settings.time_ids() == (300, 400, 5, 6, 70, 80)
+    assert replace(SETTINGS, height=64, width=128).time_ids() == (64, 128, 0, 0, 64, 128)
 
 
 def test_given_noise_takes_the_place_of_the_seed(pipeline):
