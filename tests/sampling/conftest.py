@@ -94,5 +94,10 @@ def networks():
 
 
 @pytest.fixture
+def fake_networks():
+    return FakeNetworks
+
+
+@pytest.fixture
 def tokenizers():
     return FakeTokenizers()

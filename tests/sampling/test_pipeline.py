@@ -86,6 +86,24 @@ def test_the_six_numbers_are_height_before_width():
     assert replace(SETTINGS, height=64, width=128).time_ids() == (64, 128, 0, 0, 64, 128)
 
 
+def test_the_refiner_is_told_an_aesthetic_score_in_place_of_the_target(fake_networks, tokenizers, families):
+    networks = fake_networks(families["refiner"])
+    settings = replace(SETTINGS, crop_coords_top=5, aesthetic_score=7.0, negative_aesthetic_score=1.5)
+    list(Pipeline(networks, tokenizers, ABAR).sample([Request("x", 1)], settings))
+    assert networks.conditions[0][2].tolist() == [[64, 64, 5, 0, 1.5], [64, 64, 5, 0, 7.0]]
+
+
+@pytest.mark.parametrize("family", ["refiner", "sd-1", "sd-2"])
+def test_models_trained_with_empty_captions_steer_away_from_the_empty_prompt(
+    fake_networks, tokenizers, families, family
+):
+    networks = fake_networks(families[family])
+    list(Pipeline(networks, tokenizers, ABAR).sample([Request("x", 1)], replace(SETTINGS, unconditional="auto")))
+    _, pooled, time_ids = networks.conditions[0]
+    assert pooled[0, 0] == pytest.approx(0.001)  # the fake's empty prompt; zeros would be 0
+    assert time_ids.shape == (2, families[family].size_numbers)
+
+
 def test_given_noise_takes_the_place_of_the_seed(pipeline):
     noise = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
     same = [replace(REQUESTS[0], seed=seed) for seed in (1, 2)]

@@ -1,0 +1,119 @@
+"""From a diffusers folder and a prompt to the picture diffusers draws of them, for models with one text encoder."""
+
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from PIL import Image
+
+from gm.config.schema import ModelConfig
+from gm.data.tokens import Tokenizers
+from gm.diffusion.schedule import alphas_cumprod, betas
+from gm.sampling.noise import PictureNoise
+from gm.sampling.pipeline import Pipeline, Request, Settings
+from gm.weights.ckpt import save_ckpt
+from gm.weights.folder import ckpt_to_diffusers
+from gm.weights.keys import expected_shapes
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+pytestmark = [pytest.mark.reference, pytest.mark.slow]
+
+TOKENIZER = Path(__file__).parents[2] / "demo/tiny/tokenizer"
+REQUESTS = [Request("a red circle on grey", 42, "blue"), Request("two green squares", 7)]
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+LEVELS = 1 / 8  # of 255: half a level flips few of the pixels
+
+
+@pytest.fixture
+def folder_of(tmp_path, families):
+    """A diffusers folder of a family, with random weights of which none is zero and a tokenizer."""
+
+    def make(family: str) -> Path:
+        rng = np.random.default_rng(5)
+
+        def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            if len(shape) < 2:
+                return np.asarray(name.endswith("weight") + 0.1 * rng.normal(size=shape), np.float32)
+            return np.asarray(rng.normal(size=shape) / np.sqrt(np.prod(shape[1:])), np.float32)
+
+        shapes = expected_shapes(families[family]).items()
+        save_ckpt(tmp_path / "model.ckpt", ((name, shape, "F32", values(name, shape)) for name, shape in shapes))
+        ckpt_to_diffusers(tmp_path / "model.ckpt", tmp_path / "model", tokenizer=TOKENIZER)
+        return tmp_path / "model"
+
+    return make
+
+
+def our_pipeline(folder: Path, prediction_type: str = "epsilon") -> Pipeline:
+    ms.set_context(mode=ms.GRAPH_MODE)
+    tokenizers = Tokenizers.of(ModelConfig(weight=str(folder)))
+    return Pipeline.from_weights(folder, tokenizers, alphas_cumprod(betas()), prediction_type)
+
+
+def their_pipeline(kind, folder: Path, scheduler: str, **options):
+    pipeline = kind.from_pretrained(folder)
+    pipeline.scheduler = getattr(diffusers, scheduler).from_config(
+        {**SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "leading", **options}
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def assert_same_pictures(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        one, other = (np.asarray(picture, np.float64) for picture in (one, other))
+        assert one.std() > 5  # not a flat picture, which would say nothing
+        assert np.abs(one - other).mean() <= LEVELS
+
+
+@pytest.mark.parametrize(
+    ("family", "sampler", "scheduler", "prediction_type"),
+    [
+        ("sd-1", "euler", "EulerDiscreteScheduler", "epsilon"),
+        ("sd-2", "ddim", "DDIMScheduler", "v_prediction"),
+    ],
+)
+def test_stable_diffusion_1_and_2_draw_what_diffusers_draws(folder_of, family, sampler, scheduler, prediction_type):
+    folder = folder_of(family)
+    settings = Settings(sampler, 8, guidance_scale=6.0, height=64, width=64)
+    ours = our_pipeline(folder, prediction_type).sample(REQUESTS, settings, batch_size=2)
+    pipeline = their_pipeline(diffusers.StableDiffusionPipeline, folder, scheduler, prediction_type=prediction_type)
+    expected = pipeline(
+        [request.prompt for request in REQUESTS],
+        negative_prompt=[request.negative_prompt for request in REQUESTS],
+        height=64,
+        width=64,
+        num_inference_steps=8,
+        guidance_scale=6.0,
+        latents=torch.from_numpy(PictureNoise([42, 7], (4, 8, 8))()),
+    ).images
+    assert_same_pictures([drawn.picture for drawn in ours], expected)
+
+
+def test_the_refiner_makes_of_a_picture_what_diffusers_makes_of_it(folder_of, monkeypatch):
+    folder = folder_of("refiner")
+    start = Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8))
+    settings = Settings("euler", 10, guidance_scale=4.0, height=64, width=64, strength=0.6, orig_height=90)
+    ours = our_pipeline(folder).sample(REQUESTS[1:], settings, picture=start)
+    draws = PictureNoise([7], (4, 8, 8))
+    noise, posterior = (torch.from_numpy(draws()) for _ in range(2))
+    monkeypatch.setattr("diffusers.models.autoencoders.vae.randn_tensor", lambda *_, **__: posterior)
+    monkeypatch.setattr(
+        "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img.randn_tensor",
+        lambda *_, **__: noise,
+    )
+    pipeline = their_pipeline(diffusers.StableDiffusionXLImg2ImgPipeline, folder, "EulerDiscreteScheduler")
+    expected = pipeline(
+        REQUESTS[1].prompt,
+        image=start,
+        strength=0.6,
+        num_inference_steps=10,
+        guidance_scale=4.0,
+        original_size=(90, 64),
+        aesthetic_score=6.0,
+        negative_aesthetic_score=2.5,
+    ).images
+    assert_same_pictures([drawn.picture for drawn in ours], expected)
