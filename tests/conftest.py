@@ -13,16 +13,39 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reached the network would be a different test each day
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
 import gm  # noqa: F401  (prepares the environment MindSpore reads at import)
 from gm.models.architecture import TINY_SDXL, ModelArchitecture, UNetArchitecture
+from gm.weights.ckpt import save_ckpt
+from gm.weights.keys import expected_shapes
 
 # Compiling a graph takes seconds, so a deadline per example would measure the machine.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def write_random_model():
+    """Write a .ckpt of an architecture, with values of which none is zero and that keep states of order one."""
+
+    def write(path: Path, architecture: ModelArchitecture, seed: int = 5) -> Path:
+        rng = np.random.default_rng(seed)
+
+        def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            if len(shape) < 2:
+                return np.asarray(name.endswith("weight") + 0.1 * rng.normal(size=shape), np.float32)
+            return np.asarray(rng.normal(size=shape) / np.sqrt(np.prod(shape[1:])), np.float32)
+
+        shapes = expected_shapes(architecture).items()
+        save_ckpt(path, ((name, shape, "F32", values(name, shape)) for name, shape in shapes))
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

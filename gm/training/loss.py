@@ -56,7 +56,7 @@ class DiffusionLoss(nn.Cell):
     ``noise`` unless the input is perturbed. The loss is ``robust_square``; with ``inverse_huber_c`` 0 the squared one.
 
     Shapes: ``moments`` (B, 8, h, w); ``posterior_noise``, ``noise``, ``input_noise`` (B, 4, h, w); ``context``
-    (B, 77, C); ``pooled`` (B, P); ``time_ids`` (B, 6); the rest (B,) float32. Returns the weighted loss and the plain
+    (B, 77, C); ``pooled`` (B, P); ``time_ids`` (B, N); the rest (B,) float32. Returns the weighted loss and the plain
     squared error, both means over the batch.
     """
 

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,7 @@ from gm.config.schema import ModelConfig
 from gm.data.tokens import Tokenizers
 from gm.errors import SuiteError
 from gm.models.architecture import TINY_SDXL
-from gm.weights.ckpt import save_ckpt
 from gm.weights.folder import ckpt_to_diffusers
-from gm.weights.keys import expected_shapes
 
 FOLDER = Path(__file__).parents[2] / "demo/tiny/tokenizer"
 
@@ -61,14 +60,12 @@ def test_the_hash_follows_the_files(tmp_path, tokenizers):
 
 
 @pytest.fixture
-def weights_of(tmp_path, families):
-    """A ModelConfig whose weights are a folder as diffusers has it, with text encoders of a family and no values."""
+def weights_of(tmp_path, families, write_random_model):
+    """A ModelConfig whose weights are a folder as diffusers has it, of a family's text encoders."""
 
     def make(family: str, *tokenizers: str) -> ModelConfig:
         architecture = TINY_SDXL if family == "sdxl" else families[family]
-        shapes = {name: shape for name, shape in expected_shapes(architecture).items() if "model.diffusion" not in name}
-        zeros = ((name, shape, "F32", np.zeros(shape, np.float32)) for name, shape in shapes.items())
-        save_ckpt(tmp_path / "model.ckpt", zeros)
+        write_random_model(tmp_path / "model.ckpt", replace(architecture, unet=None, autoencoder=None))
         ckpt_to_diffusers(tmp_path / "model.ckpt", tmp_path / "model")
         for name in tokenizers:
             shutil.copytree(FOLDER, tmp_path / "model" / name)

@@ -12,9 +12,7 @@ from gm.data.tokens import Tokenizers
 from gm.diffusion.schedule import alphas_cumprod, betas
 from gm.sampling.noise import PictureNoise
 from gm.sampling.pipeline import Pipeline, Request, Settings
-from gm.weights.ckpt import save_ckpt
 from gm.weights.folder import ckpt_to_diffusers
-from gm.weights.keys import expected_shapes
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -28,20 +26,12 @@ LEVELS = 1 / 8  # of 255: half a level flips few of the pixels
 
 
 @pytest.fixture
-def folder_of(tmp_path, families):
-    """A diffusers folder of a family, with random weights of which none is zero and a tokenizer."""
+def folder_of(tmp_path, families, write_random_model):
+    """A diffusers folder of a family, with random weights and a tokenizer."""
 
     def make(family: str) -> Path:
-        rng = np.random.default_rng(5)
-
-        def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
-            if len(shape) < 2:
-                return np.asarray(name.endswith("weight") + 0.1 * rng.normal(size=shape), np.float32)
-            return np.asarray(rng.normal(size=shape) / np.sqrt(np.prod(shape[1:])), np.float32)
-
-        shapes = expected_shapes(families[family]).items()
-        save_ckpt(tmp_path / "model.ckpt", ((name, shape, "F32", values(name, shape)) for name, shape in shapes))
-        ckpt_to_diffusers(tmp_path / "model.ckpt", tmp_path / "model", tokenizer=TOKENIZER)
+        model = write_random_model(tmp_path / "model.ckpt", families[family])
+        ckpt_to_diffusers(model, tmp_path / "model", tokenizer=TOKENIZER)
         return tmp_path / "model"
 
     return make
