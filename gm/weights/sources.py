@@ -13,7 +13,7 @@ from gm.weights import ckpt, safetensors_file
 from gm.weights.ckpt import Entry
 from gm.weights.dtypes import NUMPY_TYPES
 
-CHUNK_BYTES = 8 * 2**20  # a chunk stays in the cache between reading, checking and writing
+CHUNK_BYTES = 2**20  # a chunk stays in the processor's cache between reading, checking, casting and writing
 
 
 class TensorFile:

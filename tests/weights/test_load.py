@@ -99,6 +99,16 @@ def test_written_parameters_come_back(tmp_path, make_tensors, write_ckpt, own):
     assert set(ms.load_checkpoint(str(tmp_path / "b.ckpt"))) == set(PAIR)
 
 
+def test_a_loaded_parameter_is_copied_with_its_values(tiny_file, tiny_tensors):
+    """Optimizers and averages begin as copies of the network's parameters."""
+    network = build_unet(TINY_SDXL.unet)
+    with open_weights(tiny_file) as weights:
+        load_into(network, weights)
+    for parameter in list(network.get_parameters())[::50]:
+        name = parameter.name
+        np.testing.assert_array_equal(parameter.clone().asnumpy(), tiny_tensors[name][2])
+
+
 def test_a_prefix_can_be_left_out(tmp_path):
     write_parameters(tmp_path / "a.ckpt", Pair(), without="part.")
     with open_weights(tmp_path / "a.ckpt") as weights:
