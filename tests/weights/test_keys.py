@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gm.models.architecture import TINY_SDXL, ModelArchitecture
+from gm.models.architecture import ModelArchitecture
 from gm.models.build import build_autoencoder, build_conditioner, build_unet
 from gm.weights.detect import KNOWN_UNETS
 from gm.weights.keys import expected_shapes, unet_shapes
