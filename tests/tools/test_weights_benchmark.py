@@ -27,7 +27,7 @@ def test_every_task_of_files_runs_and_is_cleared_away(tmp_path, benchmark):
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[2:]}
     assert list(rows) == names
-    assert all(len(row) == 7 and float(row[-1]) > 10 for row in rows.values())
+    assert all(len(row) == 8 and float(row[-1]) > 10 for row in rows.values())
     assert not list(tmp_path.iterdir())
 
 

@@ -170,6 +170,7 @@ def measure(task: Task, warm: bool) -> dict[str, float]:
     )
     figures = {
         "cp": cp["seconds"],
+        "cp_processor": cp["processor"],
         "cp_sync": cp["seconds"] + synced["seconds"],
         **tool,
         "peak": float(peak.read_text()),
@@ -224,13 +225,15 @@ def compare(folder: Path, model: str, names: list[str], rounds: int, warm: bool)
             print(f"round {turn + 1} {name}: {found[name][-1]}", file=sys.stderr, flush=True)
             if known[name].target and known[name].target not in needed:
                 remove(known[name].target)
-    print("task              seconds     cp   ratio  cp+sync   ratio  processor s  peak MB")
+    print("task              seconds     cp  ratio  cp+sync  ratio  CPU s  cp CPU s  peak MB")
     for name, runs in found.items():
         middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        ratios = [statistics.median(run["seconds"] / run[key] for run in runs) for key in ("cp", "cp_sync")]
+        middle["ratio"], middle["sync_ratio"] = (
+            statistics.median(run["seconds"] / run[key] for run in runs) for key in ("cp", "cp_sync")
+        )
         print(
-            f"{name:<16} {middle['seconds']:8.1f} {middle['cp']:6.1f} {ratios[0]:7.2f} {middle['cp_sync']:8.1f} "
-            f"{ratios[1]:7.2f} {middle['processor']:12.1f} {middle['peak']:8.0f}"
+            "{name:<16} {seconds:8.1f} {cp:6.1f} {ratio:6.2f} {cp_sync:8.1f} {sync_ratio:6.2f} {processor:6.1f} "
+            "{cp_processor:9.1f} {peak:8.0f}".format(name=name, **middle)
         )
 
 

@@ -1,0 +1,56 @@
+"""Files appear whole or not at all."""
+
+import errno
+import os
+
+import pytest
+
+from gm import files
+from gm.errors import explain
+from gm.files import replacing, write_json, write_text
+
+CONTENT = os.urandom(1000)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 10**9])
+def test_what_is_written_is_in_the_file(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(files, "BLOCK_BYTES", block)
+    with replacing(tmp_path / "deep/er/file.bin") as file:
+        for begin in range(0, 1000, 13):
+            file.write(CONTENT[begin : begin + 13])
+        file.write(memoryview(CONTENT * 100))
+        assert os.listdir(tmp_path / "deep/er") != ["file.bin"]
+    assert (tmp_path / "deep/er/file.bin").read_bytes() == CONTENT * 101
+    assert os.listdir(tmp_path / "deep/er") == ["file.bin"]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+
+    def interrupted():
+        with replacing(path) as file:
+            file.write(CONTENT)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file.bin"]
+
+
+def test_a_full_disk_is_told_with_the_files_name(tmp_path):
+    path = tmp_path / "file.bin"
+    (tmp_path / f".file.bin.{os.getpid()}.tmp").symlink_to("/dev/full")  # a device without space
+    with pytest.raises(OSError, match="No space") as error, replacing(path) as file:
+        file.write(CONTENT * 100)
+    assert error.value.errno == errno.ENOSPC
+    assert explain(error.value) == (f"no space left on the disk at {path}: free some and run the same command again", 1)
+    assert not os.listdir(tmp_path)
+
+
+def test_text_and_json(tmp_path):
+    write_text(tmp_path / "a.txt", "é\n")
+    write_json(tmp_path / "a.json", {"é": 1})
+    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa9\n"
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
