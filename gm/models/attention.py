@@ -1,9 +1,10 @@
 """The one door to attention: every network asks here, and the implementation is chosen per device."""
 
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 from mindspore.ops import operations as P
 
-from gm.models.layers import Linear
+from gm.models.layers import Linear, operand
 
 CHUNK_SCORES = 2**25  # scores held at once by the plain formulation: 128 MiB in float32
 MASKED = -1e4  # added to the scores of what is hidden: far below any score, and still a number in float16
@@ -12,8 +13,10 @@ MASKED = -1e4  # added to the scores of what is hidden: far below any score, and
 class MathAttention(nn.Cell):
     """softmax(q k^T / sqrt(d)) v on (B*H, N, D) tensors, ``CHUNK_SCORES`` score elements at a time.
 
-    ``causal`` masks what lies to the right of each query (text towers).
+    ``causal`` masks what lies to the right of each query (text towers). The softmax is float32 whatever the rest is.
     """
+
+    rounding: ms.Type | None = None
 
     def __init__(self, head_width: int, causal: bool = False):
         super().__init__()
@@ -37,12 +40,12 @@ class MathAttention(nn.Cell):
         return ops.concat(parts, axis=1)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scores = self.scores(query, key)
+        scores = self.scores(query, key).astype(ms.float32)
         if self.causal:
             length = scores.shape[-1]
             hidden = ops.triu(ops.ones((length, length), scores.dtype), 1)
             scores = scores + hidden.reshape(1, length, length) * MASKED
-        return self.mix(self.softmax(scores), value)
+        return self.mix(operand(self.softmax(scores), value.dtype, self.rounding), value)
 
 
 class MultiHeadAttention(nn.Cell):

@@ -1,7 +1,8 @@
 """The few layers every network is made of, with the parameter names of the original checkpoints (weight, bias).
 
 Each picks the formulation that measured fastest per device; ``docs/performance.md`` has the figures and the command.
-All take and return float tensors of one dtype. Pictures and latents are (B, C, H, W), token states (B, N, C).
+All compute in the dtype of the tensor they take, and return it; norms compute in float32. ``gm.models.precision`` says
+which dtype that is. Pictures and latents are (B, C, H, W), token states (B, N, C).
 """
 
 import math
@@ -40,8 +41,17 @@ class Initializer:
         return Parameter(Tensor(draw(cls.current).astype(np.float32)))
 
 
+def operand(x: Tensor, dtype: ms.Type, rounding: ms.Type | None) -> Tensor:
+    """``x`` in ``dtype``, its values first rounded to the narrower type ``rounding``, if any."""
+    if rounding is not None:
+        x = x.astype(rounding)
+    return x.astype(dtype)
+
+
 class Linear(nn.Cell):
     """``x @ weight.T + bias``; weight (out, in)."""
+
+    rounding: ms.Type | None = None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
         super().__init__()
@@ -52,15 +62,18 @@ class Linear(nn.Cell):
         self.bias_add = P.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features)
-        out = self.matmul(rows, self.weight)
+        rows = operand(x.reshape(-1, self.in_features), x.dtype, self.rounding)
+        out = self.matmul(rows, operand(self.weight, x.dtype, self.rounding))
         if self.bias is not None:
-            out = self.bias_add(out, self.bias)
+            out = self.bias_add(out, operand(self.bias, x.dtype, self.rounding))
+        out = operand(out, x.dtype, self.rounding)
         return out.reshape(x.shape[:-1] + (self.out_features,))
 
 
 class Conv2d(nn.Cell):
     """Convolution with a square kernel; weight (out, in, k, k). ``padding``: (top, bottom, left, right) or one int."""
+
+    rounding: ms.Type | None = None
 
     def __init__(
         self,
@@ -78,7 +91,12 @@ class Conv2d(nn.Cell):
         self.bias_add = P.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.bias_add(self.conv(x, self.weight), self.bias)
+        out = self.conv(
+            operand(x, x.dtype, self.rounding),
+            operand(self.weight, x.dtype, self.rounding),
+        )
+        out = self.bias_add(out, operand(self.bias, x.dtype, self.rounding))
+        return operand(out, x.dtype, self.rounding)
 
 
 class GroupNorm(nn.Cell):
@@ -92,7 +110,9 @@ class GroupNorm(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         # Not one BatchNorm over all groups, though its forward is three times as fast on CPU: its gradient is 1 % off.
-        return ops.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        wide = x.astype(ms.float32)
+        weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
+        return ops.group_norm(wide, self.groups, weight, bias, self.eps).astype(x.dtype)
 
 
 class LayerNorm(nn.Cell):
@@ -105,7 +125,9 @@ class LayerNorm(nn.Cell):
         self.norm = P.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.norm(x, self.weight, self.bias)[0]
+        wide = x.astype(ms.float32)
+        weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
+        return self.norm(wide, weight, bias)[0].astype(x.dtype)
 
 
 class Embedding(nn.Cell):

@@ -4,6 +4,7 @@ Module tree and names are those of the original code (CompVis/Stability ``openai
 keys of the original checkpoints. What differs between the models is data: ``UNetArchitecture``.
 """
 
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from gm.models.architecture import HEAD_WIDTH, UNetArchitecture
@@ -156,12 +157,14 @@ class UNet(nn.Cell):
     """Predicts noise, v or x0 from noisy latents.
 
     ``construct(latents (B, 4, H/8, W/8), timesteps (B,), context (B, 77, C), vector (B, V) or None)`` returns a tensor
-    of the latents' shape. ``vector`` is the pooled text state joined with the embedded size numbers.
+    of the latents' shape and type. ``vector`` is the pooled text state joined with the embedded size numbers. Between
+    the two it computes in ``dtype`` (``gm.models.precision``).
     """
 
     def __init__(self, arch: UNetArchitecture):
         super().__init__()
         self.arch = arch
+        self.dtype = ms.float32
         first, time_dim = arch.channels[0], arch.time_dim
         self.time_embed = nn.CellList([Linear(first, time_dim), SiLU(), Linear(time_dim, time_dim)])
         if arch.vector_dim is not None:
@@ -211,12 +214,13 @@ class UNet(nn.Cell):
         return layers
 
     def construct(self, latents: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor | None = None) -> Tensor:
-        time = sinusoidal_embedding(timesteps, self.arch.channels[0]).astype(latents.dtype)
+        context = context.astype(self.dtype)
+        time = sinusoidal_embedding(timesteps, self.arch.channels[0]).astype(self.dtype)
         time = self.time_embed[2](self.time_embed[1](self.time_embed[0](time)))
         if self.arch.vector_dim is not None:
             label = self.label_emb[0]
-            time = time + label[2](label[1](label[0](vector)))
-        x = latents
+            time = time + label[2](label[1](label[0](vector.astype(self.dtype))))
+        x = latents.astype(self.dtype)
         skips = ()
         for index, layers in enumerate(self.input_blocks):
             x = self.run(layers, self.input_takes[index], x, time, context)
@@ -225,7 +229,7 @@ class UNet(nn.Cell):
         for index, layers in enumerate(self.output_blocks):
             x = ops.concat((x, skips[len(skips) - 1 - index]), axis=1)
             x = self.run(layers, self.output_takes[index], x, time, context)
-        return self.out[2](self.out[1](self.out[0](x)))
+        return self.out[2](self.out[1](self.out[0](x))).astype(latents.dtype)
 
     def run(self, layers: nn.CellList, takes: tuple[str, ...], x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         for index, layer in enumerate(layers):
