@@ -39,6 +39,10 @@ def start(launch: LaunchConfig) -> Device:
     if launch.deterministic:
         ms.set_deterministic(True)
     memory = _limit_memory(ms, target, launch.max_device_memory)
+    if launch.compile_cache:
+        from gm import compilation
+
+        compilation.keep_in(launch.compile_cache)
     mode = "graph mode" if launch.ms_mode == 0 else "PyNative mode"
     log.info("device %s, %s, MindSpore %s, numpy %s%s", target, mode, ms.__version__, numpy_version, memory)
     return Device(target)

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A room may import itself, the rooms before it, and what every room stands on.
 FOUNDATION = {"errors", "files", "environment"}
-ROOMS = ["config", "launch", "models", "diffusion", "weights", "data", "training", "sampling", "evaluation"]
+ROOMS = ["config", "compilation", "launch", "models", "diffusion", "weights", "data"]
+ROOMS += ["training", "sampling", "evaluation"]
 REFERENCES = {"torch", "torchvision", "diffusers", "accelerate"}
 LONGEST = 500
 

@@ -202,6 +202,9 @@ class LaunchConfig:
     )
     ms_mode: int = setting(0, "0: compiled graph; 1: PyNative, for debugging", choices=(0, 1))
     max_device_memory: str | None = setting(None, 'memory to take of an Ascend device, such as "59GB"', unit="GB")
+    compile_cache: str = setting(
+        "", "folder that keeps compiled graphs, so that the same training or sampling starts sooner; empty: none"
+    )
     threads: int | None = setting(
         None, "CPU cores this process keeps to; default: all it may use", unit="cores", at_least=1
     )

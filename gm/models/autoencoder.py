@@ -2,6 +2,7 @@
 
 from mindspore import Tensor, nn
 
+from gm.compilation import Graph
 from gm.models.architecture import AutoencoderArchitecture
 from gm.models.attention import MathAttention
 from gm.models.layers import Conv2d, GroupNorm, SiLU, upsample_nearest
@@ -187,7 +188,7 @@ class Autoencoder(nn.Cell):
         return self.decode(latents)
 
 
-class AutoencoderEncoder(nn.Cell):
+class AutoencoderEncoder(Graph):
     """``Autoencoder.encode`` as a Cell of its own, for a graph of its own."""
 
     def __init__(self, autoencoder: Autoencoder):
@@ -198,7 +199,7 @@ class AutoencoderEncoder(nn.Cell):
         return self.autoencoder.encode(pictures)
 
 
-class AutoencoderDecoder(nn.Cell):
+class AutoencoderDecoder(Graph):
     """``Autoencoder.decode`` as a Cell of its own, for a graph of its own."""
 
     def __init__(self, autoencoder: Autoencoder):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from gm.compilation import Graph
 from gm.errors import SuiteError
 from gm.models.architecture import TextEncoderArchitecture
 from gm.models.layers import sinusoidal_embedding
@@ -27,7 +28,7 @@ def conditioning_vector(pooled: Tensor, time_ids: Tensor) -> Tensor:
     return ops.concat((pooled, size_embedding(time_ids).astype(pooled.dtype)), axis=1)
 
 
-class TextConditioner(nn.Cell):
+class TextConditioner(Graph):
     """The text towers of a model: two (SDXL base), or one (its refiner, SD 1.x, SD 2.x).
 
     ``construct`` takes token ids (B, 77) for each tower and returns ``context`` (B, 77, sum of the widths) and

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
+from gm.compilation import Graph
 from gm.errors import SuiteError
 from gm.models.architecture import ModelArchitecture
 from gm.models.autoencoder import Autoencoder, AutoencoderDecoder, AutoencoderEncoder
@@ -18,7 +19,7 @@ from gm.weights.load import load_into
 MERGE_TOOL = "tools/weight_merge/merge_weight.py"
 
 
-class _GuidedUNet(nn.Cell):
+class _GuidedUNet(Graph):
     """The UNet on ``copies`` of each latent in one call, so that guidance costs one graph and one launch a step.
 
     ``construct(latents (B, 4, h, w), timestep (1,), context (copies * B, 77, C), pooled, time_ids)`` returns

@@ -6,6 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
+from gm.compilation import Graph
 from gm.training import gradients
 from gm.training.ema import EMA
 from gm.training.loss import BATCH_FIELDS, DiffusionLoss
@@ -38,7 +39,7 @@ class Update(nn.Cell):
         return ops.depend(norm, updates)
 
 
-class TrainStep(nn.Cell):
+class TrainStep(Graph):
     """One batch, one update.
 
     ``construct(lr, *batch)``: a float32 scalar tensor, and the arrays of ``BATCH_FIELDS`` in that order. The learning
@@ -68,7 +69,7 @@ class TrainStep(nn.Cell):
         return self(lr, *batch)
 
 
-class Gather(nn.Cell):
+class Gather(Graph):
     """Adds ``share`` of a batch's gradients to ``sums``; returns that share of its weighted and its plain loss."""
 
     def __init__(self, loss: DiffusionLoss, trained: ParameterTuple, sums: ParameterTuple, share: float):
@@ -82,7 +83,7 @@ class Gather(nn.Cell):
         return loss * self.share, raw_loss * self.share
 
 
-class Apply(nn.Cell):
+class Apply(Graph):
     """Updates with the summed gradients and starts the sums anew; returns the gradients' global norm."""
 
     def __init__(self, update: Update, sums: ParameterTuple):
