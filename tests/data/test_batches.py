@@ -222,6 +222,19 @@ def test_strata_are_those_of_the_whole_step_however_it_is_divided(
     assert sorted(np.floor(whole["timesteps"][real] * len(real) / 1000 + 1e-6)) == list(range(len(real)))
 
 
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("sigma_sampling", ["discrete", "edm"])
+def test_a_stage_holds_at_batch_1(config, opened, invert, sigma_sampling):
+    config.data.per_batch_size = 1
+    config.diffusion.refiner_training, config.diffusion.refiner_training_strength = True, 0.35
+    config.diffusion.refiner_training_invert_schedule, config.diffusion.sigma_sampling = invert, sigma_sampling
+    timesteps = joined(take(opened(), 60))["timesteps"]
+    low, high = (350, 999) if invert else (0, 349)
+    assert (timesteps >= low).all()
+    assert (timesteps <= high).all()
+    assert len(set(timesteps)) > 40
+
+
 def test_strata_pass_from_sample_to_sample(config, opened):
     config.diffusion.stratified_timesteps, config.data.shuffle = True, False
     batches = opened()
