@@ -13,6 +13,7 @@ from gm.weights.dtypes import NUMPY_TYPES, cast, target_tag
 from gm.weights.files import WeightFile, open_weights
 from gm.weights.safetensors_file import SafetensorsWriter
 
+CAST_VALUES = 2**15  # cast at a time
 FORMATS = {".ckpt": "ckpt", ".safetensors": "safetensors"}
 
 
@@ -79,11 +80,15 @@ def write_file(target: Path, items: Sequence[Item], output: str) -> None:
 
 def converted(weights: WeightFile, name: str, tag: str) -> Iterator[np.ndarray]:
     """The chunks of one tensor in format ``tag``."""
+    own = weights.dtype(name)
     for chunk in weights.stream(name):
-        try:
-            yield cast(chunk, weights.dtype(name), tag)
-        except SuiteError as error:
-            raise SuiteError(f"{weights.path}: {name}: {error}") from None
+        # In pieces, whose memory malloc can give again and again.
+        step = len(chunk) if own == tag else CAST_VALUES
+        for begin in range(0, len(chunk), step):
+            try:
+                yield cast(chunk[begin : begin + step], own, tag)
+            except SuiteError as error:
+                raise SuiteError(f"{weights.path}: {name}: {error}") from None
 
 
 def tensor_bytes(shape: tuple[int, ...], tag: str) -> int:

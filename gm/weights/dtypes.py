@@ -25,6 +25,8 @@ NUMPY_TYPES = {
 FLOATS = ("F64", "F32", "F16", "BF16")
 FLAG_TAGS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "keep": None}  # values of --dtype
 
+_SLICE = 2**14  # values at a time where there are intermediate ones, which then stay in the processor's cache
+
 # Per float format: the unsigned type of its bits, all bits but the sign, and the bits of infinity.
 _BITS = {
     "F64": (np.dtype("<u8"), 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
@@ -44,19 +46,20 @@ def is_finite(array: np.ndarray, tag: str) -> bool:
     if tag not in FLOATS or array.size == 0:
         return True
     bits, magnitude, infinity = _BITS[tag]
-    return int(np.bitwise_and(array.view(bits), bits.type(magnitude)).max()) < infinity
+    values = array.reshape(-1).view(bits)
+    slices = (values[begin : begin + _SLICE] for begin in range(0, values.size, _SLICE))
+    return all(int(np.bitwise_and(part, bits.type(magnitude)).max()) < infinity for part in slices)
 
 
 # Every float16 as float32. numpy widens one value at a time; looking it up is three times as fast.
 _WIDENED = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
-_LOOKUP_VALUES = 2**14  # at a time: indices and results stay in the processor's cache
 
 
 def _widen_float16(array: np.ndarray) -> np.ndarray:
     indices = np.ascontiguousarray(array).reshape(-1).view(np.uint16)
     result = np.empty(indices.size, np.float32)
-    for begin in range(0, indices.size, _LOOKUP_VALUES):
-        part = slice(begin, begin + _LOOKUP_VALUES)
+    for begin in range(0, indices.size, _SLICE):
+        part = slice(begin, begin + _SLICE)
         np.take(_WIDENED, indices[part], out=result[part], mode="clip")  # "raise" would copy through a buffer
     return result.reshape(array.shape)
 
