@@ -122,6 +122,13 @@ def test_an_aliased_flag_is_also_a_key_of_its_section():
     assert read("optim.lr=0.5") == read("--learning_rate", "0.5")
 
 
+def test_gradient_checkpointing_may_stand_alone_and_may_be_a_boolean(tmp_path):
+    assert read("--gradient_checkpointing", "--data_path", "D").train.recompute == "all"
+    file = tmp_path / "mindone.yaml"
+    file.write_text("train: {use_recompute: true}\n")
+    assert read("--config", str(file)).train.recompute == "all"
+
+
 @pytest.mark.parametrize(("path", "word"), VALUE_ALIASES)
 def test_every_other_word_for_a_value(path, word):
     assert get(read(f"{path}={word}"), path) == VALUE_ALIASES[path, word]

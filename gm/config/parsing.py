@@ -118,9 +118,9 @@ def key_path(key: str, shown: str, origin: str = COMMAND_LINE) -> str:
 
 
 def _next_value(name: str, known: Setting | None, rest: list[str]) -> str:
-    """Take the flag's value from the arguments that follow; a boolean flag may stand alone and is then true."""
+    """Take the flag's value from the arguments that follow; one that "true" is a value of may stand alone."""
     following = rest[0] if rest else None
-    if known is not None and known.type is bool:
+    if known is not None and (known.type is bool or (known.path, "true") in VALUE_ALIASES):
         alone = following is None or following.startswith("--") or "=" in following
         return "true" if alone else rest.pop(0)
     if following is None or following.startswith("--"):
@@ -199,7 +199,7 @@ def convert(known: Setting, given: Given) -> Any:
         if not isinstance(value, bool):
             raise wrong
         return value
-    value = VALUE_ALIASES.get((known.path, value), value) if isinstance(value, str) else value
+    value = VALUE_ALIASES.get((known.path, str(value)), value)
     if isinstance(value, bool) or (known.type is str and not isinstance(value, (str, int, float))):
         raise wrong
     scratch = _typed_tree()

@@ -192,6 +192,11 @@ class TrainConfig:
         None, "keep only this many of the newest checkpoints", unit="checkpoints", at_least=1
     )
     log_interval: int = setting(1, "steps between lines of the log", unit="steps", at_least=1)
+    recompute: str = setting(
+        "none",
+        "compute the states of these blocks again for the gradient instead of keeping them: less memory, more time",
+        choices=("none", "transformer", "all"),
+    )
     resume: str | None = setting(None, "go on from a state folder, or from the run's latest one: latest")
 
 
@@ -372,11 +377,13 @@ ALIASES: dict[str, str] = {
     "checkpointing_steps": "train.save_ckpt_interval",
     "checkpoints_total_limit": "train.max_num_ckpt",
     "resume_from_checkpoint": "train.resume",
+    "gradient_checkpointing": "train.recompute",
     "mixed_precision": "launch.precision",
     "num_inference_steps": "sample.sample_step",
     "caption_dropout_probability": "data.caption_dropout",  # SimpleTuner
     "caption_dropout_rate": "data.caption_dropout",  # this and the following: kohya's scripts
     "min_snr_gamma": "diffusion.snr_gamma",
+    "use_recompute": "train.recompute",  # MindONE
     "zero_terminal_snr": "diffusion.rescale_betas_zero_snr",
     "ip_noise_gamma": "diffusion.input_perturbation",
 }
@@ -386,6 +393,8 @@ VALUE_ALIASES: dict[tuple[str, str], str] = {
     ("task", "txt2img"): "train",  # MindONE
     ("launch.precision", "no"): "fp32",  # diffusers
     ("diffusion.beta_schedule", "squaredcos_cap_v2"): "cosine",  # diffusers
+    **{("train.recompute", word): "all" for word in ("True", "true")},  # this and the next: diffusers, MindONE
+    **{("train.recompute", word): "none" for word in ("False", "false")},
 }
 
 # Settings that parse but of which this release runs these values only; others are refused. Delete a row to open it.

@@ -8,6 +8,7 @@ from gm.config import Config
 from gm.errors import SuiteError
 from gm.models import architecture as architectures
 from gm.models.build import build_unet
+from gm.models.recompute import recompute
 from gm.models.unet import UNet
 from gm.training.ema import EMA
 from gm.training.loss import DiffusionLoss
@@ -46,6 +47,7 @@ class Parts:
 
 def assemble(config: Config, architecture: architectures.ModelArchitecture, unet: UNet) -> Parts:
     """The training step of a configuration around a UNet."""
+    recompute(unet, config.train.recompute)
     optim = config.optim
     weights = unet.trainable_params()
     optimizer = AdamW(weights, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay)
