@@ -27,7 +27,7 @@ from gm.models.build import build_autoencoder
 from gm.training.gradients import clip_factor, global_norm, scale
 from gm.training.loss import sample_posterior
 from gm.training.lr import learning_rate
-from gm.training.optimizer import AdamW
+from gm.training.adamw import AdamW
 from gm.weights.load import write_parameters
 
 SEED = 0

@@ -12,7 +12,7 @@ from gm.models.recompute import recompute
 from gm.models.unet import UNet
 from gm.training.ema import EMA
 from gm.training.loss import DiffusionLoss
-from gm.training.optimizer import AdamW
+from gm.training.adamw import AdamW
 from gm.training.step import AccumulatingStep, TrainStep
 from gm.weights.files import open_weights
 from gm.weights.load import load_into

@@ -1,22 +1,21 @@
-"""AdamW with decoupled weight decay (Loshchilov & Hutter 2017, arXiv 1711.05101, algorithm 2), as a Cell.
+"""What all optimizers have in common: float32 weights, a count of updates, decoupled weight decay.
 
-Exact, bias correction included, on every device and in both modes. The update of a tensor is one fused ``Adam``
-kernel, and one pass before it where the tensor decays.
+An optimizer is a Cell: ``construct(gradients, lr)`` takes a tuple of tensors in the order of ``trained`` and a float32
+scalar tensor, updates the weights, and returns the number of updates made. Its arithmetic is float32 whatever the
+gradients are. Over many tensors it goes by HyperMap: a Python loop takes ten times as long to compile.
 """
 
-import math
 from collections.abc import Sequence
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
 
 _map = ops.HyperMap()
-_adam = P.Adam()
 _descend = P.ApplyGradientDescent()
 _shrink = ops.MultitypeFuncGraph("shrink")
-_update = ops.MultitypeFuncGraph("update")
+_narrow = ops.MultitypeFuncGraph("narrow")
 
 
 @_shrink.register("Tensor", "Tensor")
@@ -25,10 +24,9 @@ def _shrink_tensor(decay, parameter):
     return True
 
 
-@_update.register("Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor")
-def _update_tensor(rate, epsilon, beta1, beta2, zero, parameter, m, v, gradient):
-    # Powers of zero: the bias correction is in ``rate`` and ``epsilon`` already.
-    _adam(parameter, m, v, zero, zero, rate, beta1, beta2, epsilon, gradient)
+@_narrow.register("Tensor", "Tensor")
+def _narrow_tensor(parameter, master):
+    ops.assign(parameter, master.astype(parameter.dtype))
     return True
 
 
@@ -37,57 +35,63 @@ def decays(parameter: Parameter) -> bool:
     return len(parameter.shape) > 1
 
 
-def bias_correction(step: Tensor, log_beta: float) -> Tensor:
-    """``1 - beta**step`` for a float32 scalar ``step``, to float32 precision.
+def zeros(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
+    """A float32 zero ``prefix.<name>`` for each parameter, in its shape."""
+    return ParameterTuple([zero(f"{prefix}.{parameter.name}", parameter.shape) for parameter in parameters])
 
-    ``1 - exp(x)`` cancels for small x, and MindSpore's ``expm1`` on CPU does the same; tanh does not.
+
+def zero(name: str, shape: tuple[int, ...]) -> Parameter:
+    """A float32 parameter that is state and not a weight."""
+    return Parameter(initializer("zeros", shape, ms.float32), name=name, requires_grad=False)
+
+
+class Optimizer(nn.Cell):
+    """``trained`` are the weights of the network; ``masters`` the float32 weights that are updated.
+
+    They are the same Parameters, but for weights the network keeps in float16 (``--param_fp16``): these have a master
+    ``master.<name>``, and are its rounding after each update. An update of 1e-5 of a weight would be lost in float16.
     """
-    x = step * log_beta
-    half = ops.tanh(0.5 * x)
-    return ops.select(x > -1.0, -2.0 * half / (1.0 - half), 1.0 - ops.exp(x))
 
-
-class AdamW(nn.Cell):
-    """One update of ``parameters``.
-
-    ``construct(gradients, lr)``: a tuple of tensors in the order of ``parameters`` and a float32 scalar tensor. The
-    state is ``adam_m.<name>`` and ``adam_v.<name>`` per parameter, and ``adam_step``, the number of updates made.
-    """
-
-    def __init__(
-        self,
-        parameters: Sequence[Parameter],
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        epsilon: float = 1e-8,
-        weight_decay: float = 1e-2,
-    ):
+    def __init__(self, parameters: Sequence[Parameter], weight_decay: float, counter: str):
         super().__init__(auto_prefix=False)
         self.trained = ParameterTuple(parameters)
-        self.adam_m = self.trained.clone(prefix="adam_m", init="zeros")
-        self.adam_v = self.trained.clone(prefix="adam_v", init="zeros")
-        self.adam_step = Parameter(Tensor(0.0, ms.float32), name="adam_step", requires_grad=False)
-        self.decayed = ParameterTuple([p for p in parameters if weight_decay and decays(p)])
+        narrow = [parameter for parameter in parameters if parameter.dtype != ms.float32]
+        copies = [
+            Parameter(parameter.astype(ms.float32), name=f"master.{parameter.name}", requires_grad=False)
+            for parameter in narrow
+        ]
+        of_narrow = dict(zip((parameter.name for parameter in narrow), copies))
+        self.masters = ParameterTuple([of_narrow.get(parameter.name, parameter) for parameter in parameters])
+        self.narrow, self.copies = ParameterTuple(narrow), ParameterTuple(copies)
+        self.narrows = len(narrow) > 0
+        self.weight_decay = weight_decay
+        self.decayed = ParameterTuple([master for master in self.masters if weight_decay and decays(master)])
         self.shrinks = len(self.decayed) > 0
-        # Of the rounded betas, which the kernel works with: 1 - 0.999 in float32 is off by 1e-5, and cancels only so.
-        self.log_beta1, self.log_beta2 = (math.log(max(np.float32(beta), 1e-30)) for beta in (beta1, beta2))
-        self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
-        self.epsilon, self.weight_decay = epsilon, weight_decay
-        self.zero, self.one = Tensor(0.0, ms.float32), Tensor(1.0, ms.float32)
+        self.updates = zero(counter, ())
+        self.one = Tensor(1.0, ms.float32)
+
+    @property
+    def moments(self) -> list[Parameter]:
+        """The state of this kind of optimizer."""
+        raise NotImplementedError
 
     @property
     def state(self) -> list[Parameter]:
-        """Everything an exact resume has to restore."""
-        return [self.adam_step, *self.adam_m, *self.adam_v]
+        """Everything but the weights of the network that an exact resume has to restore."""
+        return [self.updates, *self.moments, *self.copies]
 
     def construct(self, gradients: tuple[Tensor, ...], lr: Tensor) -> Tensor:
-        ops.assign_add(self.adam_step, self.one)
-        correction1 = bias_correction(self.adam_step, self.log_beta1)
-        root2 = ops.sqrt(bias_correction(self.adam_step, self.log_beta2))
-        # The kernel adds epsilon to sqrt(v) before the correction of v; scaled so, its result is the paper's.
-        rate, epsilon = lr * root2 / correction1, self.epsilon * root2
+        ops.assign_add(self.updates, self.one)
+        self.update(gradients, lr)
+        if self.narrows:
+            _map(_narrow, self.narrow, self.copies)
+        return self.updates
+
+    def update(self, gradients: tuple[Tensor, ...], lr: Tensor) -> None:
+        """Change ``masters``; ``updates`` counts this one already."""
+        raise NotImplementedError
+
+    def decay(self, lr: Tensor) -> None:
+        """Take ``lr * weight_decay`` of what decays (Loshchilov & Hutter 2017, arXiv 1711.05101)."""
         if self.shrinks:
             _map(ops.partial(_shrink, lr * self.weight_decay), self.decayed)
-        update = ops.partial(_update, rate, epsilon, self.beta1, self.beta2, self.zero)
-        _map(update, self.trained, self.adam_m, self.adam_v, gradients)
-        return self.adam_step

@@ -10,7 +10,7 @@ from gm.compilation import Graph
 from gm.training import gradients
 from gm.training.ema import EMA
 from gm.training.loss import BATCH_FIELDS, DiffusionLoss
-from gm.training.optimizer import AdamW
+from gm.training.adamw import AdamW
 
 
 class Update(nn.Cell):

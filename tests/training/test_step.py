@@ -7,7 +7,7 @@ from mindspore import Tensor
 
 from gm.training.ema import EMA
 from gm.training.loss import DiffusionLoss
-from gm.training.optimizer import AdamW
+from gm.training.adamw import AdamW
 from gm.training.step import AccumulatingStep, TrainStep, tensors
 
 SCALE = 0.13025
