@@ -24,10 +24,10 @@ from gm.errors import run_door
 from gm.models.architecture import TINY_SDXL
 from gm.models.autoencoder import Autoencoder, AutoencoderEncoder
 from gm.models.build import build_autoencoder
+from gm.training.adamw import AdamW
 from gm.training.gradients import clip_factor, global_norm, scale
 from gm.training.loss import sample_posterior
 from gm.training.lr import learning_rate
-from gm.training.adamw import AdamW
 from gm.weights.load import write_parameters
 
 SEED = 0

@@ -10,9 +10,9 @@ from gm.models import architecture as architectures
 from gm.models.build import build_unet
 from gm.models.recompute import recompute
 from gm.models.unet import UNet
+from gm.training.adamw import AdamW
 from gm.training.ema import EMA
 from gm.training.loss import DiffusionLoss
-from gm.training.adamw import AdamW
 from gm.training.step import AccumulatingStep, TrainStep
 from gm.weights.files import open_weights
 from gm.weights.load import load_into

@@ -15,8 +15,8 @@ from mindspore import Parameter
 
 from gm.errors import SuiteError
 from gm.files import write_json
-from gm.training.ema import EMA
 from gm.training.adamw import AdamW
+from gm.training.ema import EMA
 from gm.training.run_folder import RunFolder
 from gm.weights.files import open_weights
 from gm.weights.load import as_tensor, write_parameters

@@ -8,9 +8,9 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from gm.compilation import Graph
 from gm.training import gradients
+from gm.training.adamw import AdamW
 from gm.training.ema import EMA
 from gm.training.loss import BATCH_FIELDS, DiffusionLoss
-from gm.training.adamw import AdamW
 
 
 class Update(nn.Cell):

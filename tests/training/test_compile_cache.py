@@ -59,9 +59,9 @@ def main(folder: str, facts: str) -> None:
     import numpy as np
 
     from gm import compilation
+    from gm.training.adamw import AdamW
     from gm.training.ema import EMA
     from gm.training.loss import DiffusionLoss
-    from gm.training.optimizer import AdamW
     from gm.training.step import TrainStep, tensors
     from tests.training.small_run import conftest
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from gm.training.adamw import AdamW
 from gm.training.ema import EMA
 from gm.training.loss import DiffusionLoss
-from gm.training.adamw import AdamW
 from gm.training.step import AccumulatingStep, TrainStep, tensors
 
 SCALE = 0.13025

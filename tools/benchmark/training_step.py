@@ -40,8 +40,8 @@ def measure(model: str, steps: int) -> dict[str, float | str]:
     from mindspore import Tensor
 
     from gm.models.build import build_unet
-    from gm.training.loss import BATCH_FIELDS, DiffusionLoss
     from gm.training.adamw import AdamW
+    from gm.training.loss import BATCH_FIELDS, DiffusionLoss
     from gm.training.step import TrainStep, tensors
 
     ms.set_context(mode=ms.GRAPH_MODE)
