@@ -140,6 +140,7 @@ class EveryState(nn.Cell):
         return states, self.embedder.outputs(ids, states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", TOWERS)
 def test_every_layer_equals_transformers(tower):
     arch = TOWERS[tower]
