@@ -46,9 +46,10 @@ def main(arguments: list[str]) -> int | None:
 
         return cache.build(config)
 
+    from gm.sampling.preview import Preview
     from gm.training import loop
 
-    return loop.train(config)
+    return loop.train(config, Preview)
 
 
 if __name__ == "__main__":

@@ -20,16 +20,24 @@ class UsageError(SuiteError):
     exit_code = EXIT_USAGE
 
 
-def explain_os_error(error: OSError) -> str:
-    """One line for an error of the operating system, with a remedy where one is known."""
+def os_error_reason(error: OSError) -> tuple[str, str]:
+    """What an error of the operating system is, and the remedy where one is known, else ""."""
     where = f" at {error.filename}" if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return f"no space left on the disk{where}: free some and run the same command again"
+        return f"no space left on the disk{where}", "free some"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission{where}: choose a folder you may write to, or change its rights"
+        return f"no permission{where}", "choose a folder you may write to, or change its rights"
     if error.errno == errno.ENOENT:
-        return f"no such file or folder{where}"
-    return f"{error.strerror or error}{where}"
+        return f"no such file or folder{where}", ""
+    return f"{error.strerror or error}{where}", ""
+
+
+def explain_os_error(error: OSError) -> str:
+    """One line for an error of the operating system, with a remedy where one is known."""
+    reason, remedy = os_error_reason(error)
+    if error.errno == errno.ENOSPC:
+        remedy += " and run the same command again"
+    return f"{reason}: {remedy}" if remedy else reason
 
 
 def explain(error: BaseException) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -31,6 +32,7 @@ def start(launch: LaunchConfig) -> Device:
     Raises:
         SuiteError: MindSpore or the device asked for is missing, numpy is too new, several processes were started.
     """
+    begun = time.monotonic()
     _refuse_several_processes()
     _limit_cores(launch.threads)
     ms, numpy_version = _import_mindspore()
@@ -44,7 +46,8 @@ def start(launch: LaunchConfig) -> Device:
 
         compilation.keep_in(launch.compile_cache)
     mode = "graph mode" if launch.ms_mode == 0 else "PyNative mode"
-    log.info("device %s, %s, MindSpore %s, numpy %s%s", target, mode, ms.__version__, numpy_version, memory)
+    versions = f"MindSpore {ms.__version__}, numpy {numpy_version}"
+    log.info("device %s, %s, %s%s: ready in %.1f s", target, mode, versions, memory, time.monotonic() - begun)
     return Device(target)
 
 

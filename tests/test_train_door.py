@@ -97,7 +97,7 @@ def test_print_config_needs_no_data():
 def test_each_task_goes_to_its_room_with_the_whole_configuration(door, monkeypatch, task, module, function):
     received, started = [], []
     room, _, name = module.rpartition(".")
-    fake = SimpleNamespace(**{function: received.append})
+    fake = SimpleNamespace(**{function: lambda config, *rest: received.append(config)})
     monkeypatch.setitem(sys.modules, module, fake)
     monkeypatch.setattr(f"{room}.{name}", fake, raising=False)
     monkeypatch.setattr("gm.launch.start", started.append)
@@ -113,7 +113,7 @@ def test_nothing_is_done_on_a_device_that_cannot_start(door, monkeypatch):
         raise SuiteError("no such device")
 
     monkeypatch.setattr("gm.launch.start", fail)
-    loop = SimpleNamespace(train=lambda config: pytest.fail("the task ran"))
+    loop = SimpleNamespace(train=lambda *given: pytest.fail("the task ran"))
     monkeypatch.setitem(sys.modules, "gm.training.loop", loop)
     with pytest.raises(SuiteError, match="no such device"):
         door.main(["--data_path", "D"])

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gm.config.schema import ALIASES, DOOR_SECTIONS, SETTINGS, VALUE_ALIASES, Config, Setting, escape
+from gm.config.schema import ALIASES, DOOR_SECTIONS, SETTINGS, VALIDATION_FLAGS, VALUE_ALIASES, Config, Setting, escape
 from gm.errors import UsageError
 
 BASE_KEY = "_base_"
@@ -49,7 +49,8 @@ def flags(door: str) -> dict[str, str]:
     """Flag (without dashes) -> path, for the sections of a door; aliases included."""
     known = {s.flag: s.path for s in SETTINGS.values() if s.section in DOOR_SECTIONS[door]}
     for alias, path in ALIASES.items():
-        if "." not in alias and SETTINGS[path].section in DOOR_SECTIONS[door]:
+        here = door == "train" if alias in VALIDATION_FLAGS else SETTINGS[path].section in DOOR_SECTIONS[door]
+        if "." not in alias and here:
             known[alias] = path
     return known
 

@@ -188,16 +188,57 @@ class TrainConfig:
     save_ckpt_interval: int = setting(
         1000, "steps between checkpoints; the last step is always saved", unit="steps", at_least=1
     )
+    checkpoint_every: int | None = setting(
+        None,
+        "samples between checkpoints, besides those of --save_ckpt_interval: one is written when a step reaches or "
+        "passes a multiple",
+        unit="samples",
+        at_least=1,
+    )
     max_num_ckpt: int | None = setting(
         None, "keep only this many of the newest checkpoints", unit="checkpoints", at_least=1
     )
-    log_interval: int = setting(1, "steps between lines of the log", unit="steps", at_least=1)
     recompute: str = setting(
         "none",
         "compute the states of these blocks again for the gradient instead of keeping them: less memory, more time",
         choices=("none", "transformer", "all"),
     )
+    log_interval: int = setting(
+        1, "steps after which losses are fetched from the device; every step is logged", unit="steps", at_least=1
+    )
     resume: str | None = setting(None, "go on from a state folder, or from the run's latest one: latest")
+    peak_tflops: float | None = setting(
+        None,
+        "what the device can do at best in the precision used; MFU is logged relative to it",
+        unit="TFLOP/s",
+        above=0,
+    )
+
+
+@dataclass
+class ValidationConfig:
+    infer_during_train: bool = setting(
+        False,
+        "draw pictures during training, always of the same seeds: those that section sample describes, which "
+        "--validation_prompt, --validation_negative_prompt, --validation_sampler, --validation_steps, "
+        "--validation_guidance, --validation_seed and --num_validation_images set too",
+    )
+    infer_interval: int = setting(
+        500, "steps between them; they are drawn before the first and after the last step too", unit="steps", at_least=1
+    )
+    eval_data_path: str = setting("", "folder of held-out pictures and captions for the evaluation loss; empty: none")
+    eval_interval: int = setting(
+        500,
+        "steps between evaluations; the weights before the first and after the last step are evaluated too",
+        unit="steps",
+        at_least=1,
+    )
+    num_eval_images: int = setting(
+        16, "held-out pictures to evaluate on, spread evenly over the folder", unit="pictures", at_least=1
+    )
+    eval_timesteps: int = setting(
+        28, "fixed timesteps each of them is evaluated at, from T - 1 down in equal parts", unit="timesteps", at_least=1
+    )
 
 
 @dataclass
@@ -290,6 +331,7 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
@@ -353,10 +395,21 @@ def _settings() -> dict[str, Setting]:
 
 SETTINGS: dict[str, Setting] = _settings()
 
-TRAIN_SECTIONS = ("", "model", "data", "cache", "diffusion", "optim", "train", "launch")
+TRAIN_SECTIONS = ("", "model", "data", "cache", "diffusion", "optim", "train", "validation", "launch")
 SAMPLE_SECTIONS = ("", "model", "diffusion", "sample", "launch")
 # Whose leaves are flags at a door: two sections share some names (seed, save_path). Dotted keys reach all of them.
 DOOR_SECTIONS = {"train": TRAIN_SECTIONS, "sample": SAMPLE_SECTIONS}
+
+# How section sample is set at the door of training, as SimpleTuner and diffusers call these flags.
+VALIDATION_FLAGS: dict[str, str] = {
+    "validation_prompt": "sample.prompt",
+    "validation_negative_prompt": "sample.negative_prompt",
+    "validation_sampler": "sample.sampler",
+    "validation_steps": "sample.sample_step",
+    "validation_guidance": "sample.guidance_scale",
+    "validation_seed": "sample.seed",
+    "num_validation_images": "sample.num_images",
+}
 
 # Other names of a setting, as MindONE, diffusers and the trainers around them call it. With a dot: a key, else a flag.
 ALIASES: dict[str, str] = {
@@ -386,6 +439,7 @@ ALIASES: dict[str, str] = {
     "use_recompute": "train.recompute",  # MindONE
     "zero_terminal_snr": "diffusion.rescale_betas_zero_snr",
     "ip_noise_gamma": "diffusion.input_perturbation",
+    **VALIDATION_FLAGS,
 }
 
 # Other words for a value of a setting.

@@ -14,6 +14,7 @@ SECTION_TITLES = {
     "diffusion": "diffusion: schedule, objective, timesteps",
     "optim": "optim: optimizer and learning rate",
     "train": "train: the run",
+    "validation": "validation: pictures and loss on the way",
     "launch": "launch: device and mode",
     "sample": "sample: drawing pictures",
 }

@@ -43,6 +43,11 @@ def complete(config: Config, origins: dict[str, str]) -> None:
         config.cache.latent = config.cache.text_embedding = True
         origins |= dict.fromkeys(("cache.latent", "cache.text_embedding"), "task cache")
         print("note: --task cache writes latents and text embeddings", file=sys.stderr)
+    if config.validation.infer_during_train:
+        for side in ("sample.height", "sample.width"):
+            if side not in origins:
+                setattr(config.sample, side.partition(".")[2], config.data.resolution)
+                origins[side] = "--resolution"
 
 
 def validate(config: Config, door: str = "train") -> None:
@@ -78,6 +83,7 @@ def validate(config: Config, door: str = "train") -> None:
         raise UsageError(f"task {config.task} needs --data_path, the folder of pictures and captions")
     if config.task != "check":
         _validate_cache(config)
+    _validate_validation(config)
 
 
 def _validate_cache(config: Config) -> None:
@@ -87,6 +93,21 @@ def _validate_cache(config: Config) -> None:
         raise UsageError(f"--cache_{on} is on and --cache_{off} is off: give both the same value")
     if config.task == "cache" and not latent:
         raise UsageError("task cache has nothing to write: turn --cache_latent and --cache_text_embedding on")
+
+
+def _validate_validation(config: Config) -> None:
+    if config.validation.infer_during_train:
+        if not config.sample.prompt.strip():
+            raise UsageError(
+                '--infer_during_train has nothing to draw: --validation_prompt "your prompt", or a text file with one '
+                "prompt a line"
+            )
+        if not config.model.weight:
+            raise UsageError("--infer_during_train draws with the autoencoder of --weight: name a whole model")
+    if config.validation.eval_timesteps > config.diffusion.num_train_timesteps:
+        raise UsageError(
+            f"--eval_timesteps {config.validation.eval_timesteps}: there are {config.diffusion.num_train_timesteps}"
+        )
 
 
 def _validate_diffusion(config: Config) -> None:

@@ -121,11 +121,24 @@ class Batches(Iterator[Batch]):
         self._source = Prefetcher(self._collated(self._cursor), PREFETCHED_BATCHES)
 
     @classmethod
-    def of(cls, config: Config, cursor: Cursor = (0, 0), rank: int = 0, size: int = 1) -> "Batches":
-        """From the folder, the cache and the networks that ``config`` names; only those that are needed are built."""
-        samples = folder.scan(config.data.path, config.data.missing_caption, config.data.on_bad_sample)
-        encoders = NetworkEncoders(config)
-        tokenizers = Tokenizers.of(config.model)
+    def of(
+        cls,
+        config: Config,
+        cursor: Cursor = (0, 0),
+        rank: int = 0,
+        size: int = 1,
+        encoders: Encoders | None = None,
+        tokenizers: Tokenizers | None = None,
+        samples: list[Sample] | None = None,
+    ) -> "Batches":
+        """From the folder, the cache and the networks that ``config`` names; only those that are needed are built.
+
+        What is given is taken in place of these.
+        """
+        if samples is None:
+            samples = folder.scan(config.data.path, config.data.missing_caption, config.data.on_bad_sample)
+        encoders = encoders or NetworkEncoders(config)
+        tokenizers = tokenizers or Tokenizers.of(config.model)
         cached = config.cache.latent or config.cache.text_embedding
         opened = stored.open(config, samples, encoders, tokenizers) if cached else None
         model = encoders.architecture

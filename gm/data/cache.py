@@ -43,14 +43,17 @@ def build(
     rank: int = 0,
     ranks: int = 1,
     progress: bool = True,
+    samples: list[Sample] | None = None,
 ) -> None:
     """Make every entry that training with ``config`` needs and that is not there; says what it did in the log.
 
     Both kinds are made unless only one of ``cache.latent`` and ``cache.text_embedding`` is asked for. Shards are the
-    same bytes however often the work is interrupted. Several ranks share the work. Raises SuiteError.
+    same bytes however often the work is interrupted. Several ranks share the work. ``samples``: only these of the
+    folder. Raises SuiteError.
     """
     both = config.cache.latent == config.cache.text_embedding
-    samples = folder.scan(config.data.path, config.data.missing_caption, config.data.on_bad_sample)
+    if samples is None:
+        samples = folder.scan(config.data.path, config.data.missing_caption, config.data.on_bad_sample)
     plan = Plan.gather(config, samples, encoders, tokenizers)
     pictures = plan.needed_latents() if both or config.cache.latent else {}
     captions = plan.needed_texts() if both or config.cache.text_embedding else {}

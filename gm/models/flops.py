@@ -5,47 +5,71 @@ the two products of attention, as is usual for model FLOPs (Chowdhery et al. 202
 activations and whatever a device repeats to save memory are not.
 """
 
+from dataclasses import dataclass
+
 from gm.models.architecture import UNetArchitecture
 
 CONTEXT_LENGTH = 77  # tokens of CLIP
 BACKWARD = 2  # a backward pass is the forward pass's products twice: once for the inputs, once for the weights
 
 
-def unet_forward(arch: UNetArchitecture, height: int, width: int, context_length: int = CONTEXT_LENGTH) -> int:
-    """Floating point operations of one forward pass of one sample; ``height`` and ``width`` of the latents."""
-    first, time_dim = arch.channels[0], arch.time_dim
-    total = _linear(1, first, time_dim) + _linear(1, time_dim, time_dim)
-    if arch.vector_dim is not None:
-        total += _linear(1, arch.vector_dim, time_dim) + _linear(1, time_dim, time_dim)
-    pixels = height * width
+@dataclass(frozen=True)
+class Block:
+    """A residual block of a UNet and the transformer behind it, of ``depth`` 0 if there is none."""
 
-    def block(in_channels: int, out_channels: int, depth: int) -> int:
-        flops = _residual_block(pixels, in_channels, out_channels, time_dim)
-        return flops + (_transformer(pixels, out_channels, depth, arch.context_dim, context_length) if depth else 0)
+    pixels: int
+    in_channels: int
+    out_channels: int
+    depth: int
 
-    total += _convolution(pixels, arch.in_channels, first)
+
+@dataclass(frozen=True)
+class Layout:
+    """A UNet at one size: its blocks, and its 3x3 convolutions outside of them as (output pixels, in, out)."""
+
+    blocks: list[Block]
+    convolutions: list[tuple[int, int, int]]
+
+
+def layout(arch: UNetArchitecture, height: int, width: int) -> Layout:
+    """Walk the network as it computes; ``height`` and ``width`` of the latents."""
+    first, pixels = arch.channels[0], height * width
+    blocks, convolutions = [], [(pixels, arch.in_channels, first)]
     skips, channels = [first], first
     for level, out_channels in enumerate(arch.channels):
         for depth in arch.down_depths[level]:
-            total += block(channels, out_channels, depth)
+            blocks.append(Block(pixels, channels, out_channels, depth))
             channels = out_channels
             skips.append(channels)
         if level < len(arch.channels) - 1:
-            height, width = -(-height // 2), -(-width // 2)
-            pixels = height * width
-            total += _convolution(pixels, channels, channels)
+            pixels //= 4
+            convolutions.append((pixels, channels, channels))
             skips.append(channels)
-    total += block(channels, channels, arch.mid_depth or 0)
+    blocks.append(Block(pixels, channels, channels, arch.mid_depth or 0))
     if arch.mid_depth is not None:
-        total += block(channels, channels, 0)
+        blocks.append(Block(pixels, channels, channels, 0))
     for level, depths in zip(reversed(range(len(arch.channels))), arch.up_depths):
         for index, depth in enumerate(depths):
-            total += block(channels + skips.pop(), arch.channels[level], depth)
+            blocks.append(Block(pixels, channels + skips.pop(), arch.channels[level], depth))
             channels = arch.channels[level]
             if level and index == len(depths) - 1:
                 pixels *= 4
-                total += _convolution(pixels, channels, channels)
-    return total + _convolution(pixels, first, arch.out_channels)
+                convolutions.append((pixels, channels, channels))
+    convolutions.append((pixels, first, arch.out_channels))
+    return Layout(blocks, convolutions)
+
+
+def unet_forward(arch: UNetArchitecture, height: int, width: int, context_length: int = CONTEXT_LENGTH) -> int:
+    """Floating point operations of one forward pass of one sample; ``height`` and ``width`` of the latents."""
+    time_dim = arch.time_dim
+    total = _linear(1, arch.channels[0], time_dim) + _linear(1, time_dim, time_dim)
+    if arch.vector_dim is not None:
+        total += _linear(1, arch.vector_dim, time_dim) + _linear(1, time_dim, time_dim)
+    whole = layout(arch, height, width)
+    total += sum(_convolution(*shape) for shape in whole.convolutions)
+    for block in whole.blocks:
+        total += _residual_block(block, time_dim) + _transformer(block, arch.context_dim, context_length)
+    return total
 
 
 def unet_training(arch: UNetArchitecture, height: int, width: int, context_length: int = CONTEXT_LENGTH) -> int:
@@ -62,18 +86,22 @@ def _convolution(pixels: int, in_channels: int, out_channels: int, kernel: int =
     return 2 * pixels * in_channels * out_channels * kernel * kernel
 
 
-def _residual_block(pixels: int, in_channels: int, out_channels: int, time_dim: int) -> int:
+def _residual_block(block: Block, time_dim: int) -> int:
+    pixels, in_channels, out_channels = block.pixels, block.in_channels, block.out_channels
     flops = _convolution(pixels, in_channels, out_channels) + _convolution(pixels, out_channels, out_channels)
     if in_channels != out_channels:
         flops += _convolution(pixels, in_channels, out_channels, kernel=1)
     return flops + _linear(1, time_dim, out_channels)
 
 
-def _transformer(pixels: int, channels: int, depth: int, context_dim: int, context_length: int) -> int:
+def _transformer(block: Block, context_dim: int, context_length: int) -> int:
     """Projections in and out, and ``depth`` blocks of self-attention, cross-attention and a gated feed-forward."""
+    if not block.depth:
+        return 0
+    pixels, channels = block.pixels, block.out_channels
     projection = _linear(pixels, channels, channels)
     keys_and_values = 2 * _linear(context_length, context_dim, channels)
     self_attention = 4 * projection + 2 * _linear(pixels, channels, pixels)
     cross_attention = 2 * projection + keys_and_values + 2 * _linear(pixels, channels, context_length)
     feed_forward = _linear(pixels, channels, 8 * channels) + _linear(pixels, 4 * channels, channels)
-    return 2 * projection + depth * (self_attention + cross_attention + feed_forward)
+    return 2 * projection + block.depth * (self_attention + cross_attention + feed_forward)

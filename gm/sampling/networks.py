@@ -61,6 +61,10 @@ class Networks:
         """Token ids (B, 77) int32 for each text encoder -> context (B, 77, C), pooled (B, P), or (B, 0) without it."""
         return self._conditioner.encode(ids)
 
+    def forget_text_encoders(self) -> None:
+        """Give their memory back; ``encode_text`` is of no use from here on."""
+        self._conditioner = None
+
     def denoiser(self, context: np.ndarray, pooled: np.ndarray, time_ids: np.ndarray, copies: int) -> "Denoiser":
         """``predict(latents (B, 4, h, w), timestep) -> (copies * B, 4, h, w)`` for conditions of copies * B rows."""
         cell = self._guided[copies]
@@ -84,8 +88,8 @@ class Denoiser(Protocol):
     def __call__(self, latents: np.ndarray, timestep: float) -> np.ndarray: ...
 
 
-def load_networks(path: str | Path) -> Networks:
-    """Build what the weights say they are, and fill it.
+def load_networks(path: str | Path, unet: UNet | None = None) -> Networks:
+    """Build what the weights say they are, and fill it; with ``unet``, around that one as it is.
 
     Raises:
         SuiteError: no such file, a damaged one, or one that lacks a network.
@@ -103,11 +107,11 @@ def load_networks(path: str | Path) -> Networks:
                 f"{path} has no {' and no '.join(missing)}: pictures need the whole model; put the trained UNet into "
                 f"the weights it was trained from with {MERGE_TOOL} and sample from the result"
             )
-        networks = (
-            build_unet(architecture.unet),
-            build_autoencoder(architecture.autoencoder),
-            build_conditioner(architecture),
-        )
-        for network in networks:
+        filled = [build_autoencoder(architecture.autoencoder), build_conditioner(architecture)]
+        if unet is None:
+            unet = build_unet(architecture.unet)
+            filled.append(unet)
+        for network in filled:
             load_into(network, weights)
-    return Networks(architecture, *networks)
+    autoencoder, conditioner = filled[:2]
+    return Networks(architecture, unet, autoencoder, conditioner)

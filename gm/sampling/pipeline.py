@@ -135,7 +135,7 @@ class Pipeline:
         steps, shape = self.check(settings)
         if noise is not None:
             noise = _checked_noise(noise, len(requests), shape)
-        self._encode_texts(requests, settings, batch_size)
+        self.encode_texts(requests, batch_size)
         start = None if picture is None else self._encode_picture(picture, settings)
         return self._draw_all(requests, settings, steps, shape, batch_size, noise, start, on_step)
 
@@ -192,8 +192,8 @@ class Pipeline:
             for index in range(min(batch_size, len(requests) - first)):
                 yield Drawn(pictures[index], latents[index])
 
-    def _encode_texts(self, requests: Sequence[Request], settings: Settings, batch_size: int) -> None:
-        """Fill ``self._texts`` with what the requests need and it lacks, each text once, in batches of one shape."""
+    def encode_texts(self, requests: Sequence[Request], batch_size: int) -> None:
+        """Encode what the requests need and was not encoded yet, each text once, in batches of one shape."""
         wanted = dict.fromkeys(request.prompt for request in requests)
         wanted |= dict.fromkeys(request.negative_prompt for request in requests)
         texts = [text for text in wanted if text not in self._texts]

@@ -57,6 +57,23 @@ def run(config: Config) -> Path:
     log.info("%s loaded in %.1f s", config.model.weight, time.perf_counter() - begun)
 
     folder = Path(sample.save_path)
+    drawn = draw(pipeline, wishes, config, folder, noise, picture)
+    if sample.save_latent:
+        _write_latents(Path(sample.save_latent), drawn)
+    log.info("%d pictures in %s (%s shows them all)", len(drawn), folder, CONTACT_SHEET)
+    return folder
+
+
+def draw(
+    pipeline: Pipeline,
+    wishes: list[Wish],
+    config: Config,
+    folder: Path,
+    noise: np.ndarray | None = None,
+    picture: Image.Image | None = None,
+) -> list[Drawn]:
+    """Draw the wishes into a folder, with a contact sheet and a manifest."""
+    sample = config.sample
     common = {
         "weight": config.model.weight,
         "prediction_type": config.diffusion.prediction_type,
@@ -64,19 +81,16 @@ def run(config: Config) -> Path:
     }
     names = [picture_name(index, wish) for index, wish in enumerate(wishes)]
     drawn = []
-    for index, result in enumerate(_draw(pipeline, wishes, sample.batch_size, noise, picture)):
+    for index, result in enumerate(_draw_all(pipeline, wishes, sample.batch_size, noise, picture)):
         save_picture(folder / names[index], result.picture, wishes[index], common)
         drawn.append(result)
-    if sample.save_latent:
-        _write_latents(Path(sample.save_latent), drawn)
     columns = sample.num_images if sample.num_images > 1 else round(len(wishes) ** 0.5)
     labels = [f"{wish.request.seed}: {wish.request.prompt}" for wish in wishes]
     sheet = contact_sheet([result.picture for result in drawn], labels, columns)
     with replacing(folder / CONTACT_SHEET) as file:
         sheet.save(file, format="PNG")
     save_manifest(folder, names, wishes, common)
-    log.info("%d pictures in %s (%s shows them all)", len(names), folder, CONTACT_SHEET)
-    return folder
+    return drawn
 
 
 def schedule(diffusion: DiffusionConfig) -> np.ndarray:
@@ -94,12 +108,11 @@ def settings(config: Config) -> Settings:
     return Settings(**shared)
 
 
-def _draw(
+def _draw_all(
     pipeline: Pipeline, wishes: list[Wish], batch_size: int, noise: np.ndarray | None, picture: Image.Image | None
 ) -> Iterator[Drawn]:
     """Draw the wishes in order, those with the same settings in the same batches."""
-    groups = [(chosen, list(group)) for chosen, group in groupby(wishes, key=lambda wish: wish.settings)]
-    largest = min(batch_size, max(len(group) for _, group in groups))
+    groups, largest = batches_of(wishes, batch_size)
     batches = [-(-len(group) // largest) for _, group in groups]
     total = sum(count * len(plan_steps(chosen, pipeline.alphas_cumprod)) for (chosen, _), count in zip(groups, batches))
     with _progress(total) as progress:
@@ -109,6 +122,12 @@ def _draw(
             requests = [wish.request for wish in group]
             yield from pipeline.sample(requests, chosen, largest, part, picture, progress.update)
             done += len(group)
+
+
+def batches_of(wishes: list[Wish], batch_size: int) -> tuple[list[tuple[Settings, list[Wish]]], int]:
+    """The wishes by their settings, and how many are drawn at once: one size for all, so that one graph serves."""
+    groups = [(chosen, list(group)) for chosen, group in groupby(wishes, key=lambda wish: wish.settings)]
+    return groups, min(batch_size, max(len(group) for _, group in groups))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mindspore import Parameter
+from mindspore import Parameter, nn
 
 from gm.config import Config
 from gm.errors import SuiteError
@@ -37,12 +37,28 @@ def load_unet(config: Config) -> tuple[architectures.ModelArchitecture, UNet]:
 
 @dataclass
 class Parts:
-    """What a run trains and with what: the trained ``weights``, optimizer, moving average and the step over them."""
+    """What a run trains and with what: the ``weights``, optimizer, moving average, loss, and the step over all."""
 
     weights: list[Parameter]
     optimizer: AdamW
     ema: EMA | None
+    loss: DiffusionLoss
     step: TrainStep | AccumulatingStep
+
+    @property
+    def state(self) -> list[Parameter]:
+        """Everything but weights and averages that an exact resume has to restore."""
+        return self.optimizer.state
+
+    @property
+    def graphs(self) -> list[nn.Cell]:
+        """The Cells of the step that are compiled."""
+        return [self.step] if isinstance(self.step, nn.Cell) else [self.step.gather, self.step.apply]
+
+
+def build_loss(architecture: architectures.ModelArchitecture, unet: UNet) -> DiffusionLoss:
+    """The loss of a model with this UNet."""
+    return DiffusionLoss(unet, architecture.latent_scale, with_vector=architecture.unet.vector_dim is not None)
 
 
 def assemble(config: Config, architecture: architectures.ModelArchitecture, unet: UNet) -> Parts:
@@ -52,11 +68,10 @@ def assemble(config: Config, architecture: architectures.ModelArchitecture, unet
     weights = unet.trainable_params()
     optimizer = AdamW(weights, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay)
     ema = EMA(weights, optim.ema_decay) if optim.use_ema else None
-    loss = DiffusionLoss(unet, architecture.latent_scale, with_vector=architecture.unet.vector_dim is not None)
+    loss = build_loss(architecture, unet)
     max_norm = optim.max_grad_norm if optim.clip_grad else None
     if optim.gradient_accumulation_steps == 1:
         step = TrainStep(loss, optimizer, max_norm, ema)
     else:
         step = AccumulatingStep(loss, optimizer, max_norm, ema, optim.gradient_accumulation_steps)
-    step.set_train()
-    return Parts(weights, optimizer, ema, step)
+    return Parts(weights, optimizer, ema, loss, step)

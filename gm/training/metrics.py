@@ -1,10 +1,23 @@
 """What a run logs: one JSON object a step, and TensorBoard."""
 
 import json
+import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 from gm.files import write_text
+
+FLUSH_SECONDS = 10.0  # how late TensorBoard may be
+
+# TensorBoard's groups; what is in none of them is in "train".
+GROUPS = {
+    "perf": ("images_per_second", "tflops", "mfu", "memory_gb"),
+    "time": ("seconds", "data_seconds", "compile_seconds", "save_seconds", "eval_seconds", "sample_seconds"),
+    "eval": ("eval_loss",),
+}
+TAGS = {name: f"{group}/{name}" for group, names in GROUPS.items() for name in names}
 
 
 class Metrics:
@@ -14,18 +27,19 @@ class Metrics:
     """
 
     def __init__(self, path: Path, tensorboard: Path, step: int = 0):
-        from tensorboardX import SummaryWriter
-
-        kept = [record for record in read(path) if record["step"] <= step] if step else []
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        keep_until(path, step)
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
+        self._board = Board(tensorboard, step)
 
-    def add(self, step: int, **values: float) -> None:
-        """One line for ``step``; ``values`` in the order given."""
+    def add(self, step: int, **values: float | None) -> None:
+        """One line for ``step``, ``values`` in the order given; None is for what is not a number."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(f"train/{name}", value, step)
+        shown = {name: value for name, value in values.items() if value is not None}
+        self._board.add(step, {TAGS.get(name, f"train/{name}"): value for name, value in shown.items()})
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Values by tag, in TensorBoard only."""
+        self._board.add(step, values)
 
     def __enter__(self) -> "Metrics":
         return self
@@ -33,12 +47,49 @@ class Metrics:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._board.close()
+        try:
+            self._file.close()
+            self._board.close()
+        except OSError:
+            if error is None:  # else it is the same full disk once more
+                raise
+
+
+class Board:
+    """Writes TensorBoard's event file, in the caller's thread.
+
+    tensorboardX' own ``SummaryWriter`` hands events to a thread; when the disk is full that thread dies, and the next
+    events wait for it for ever.
+    """
+
+    def __init__(self, folder: Path, step: int = 0):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._summary = Event, Summary
+        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}")
+        if step:  # what an interrupted run logged after it is to be forgotten
+            log = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=log))
+        self._flushed = 0.0
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Scalars by tag."""
+        scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        summary = self._summary(value=scalars)
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read(path: str | Path) -> list[dict]:
-    """The records of a ``metrics.jsonl``; a last line that was cut short is left out."""
+    """The records of a ``.jsonl`` file; a last line that was cut short is left out."""
     path = Path(path)
     if not path.exists():
         return []
@@ -49,3 +100,9 @@ def read(path: str | Path) -> list[dict]:
         except ValueError:
             break
     return records
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the records after ``step``, all of them for step 0; the file is there afterwards."""
+    kept = [record for record in read(path) if record["step"] <= step] if step else []
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -1,12 +1,29 @@
-"""The loss curve as a picture."""
+"""What a run did, as pictures."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gm.files import replacing
+from gm.training.metrics import read
+from gm.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WINDOW = 0.05  # of the run: width of the running mean
+STEP, MEAN, EVAL, RATE = "#9db4d6", "#1f4e9c", "#c8553d", "#5b7f5b"
+LABELLED = 6  # evaluations named in the legend
+
+
+def plot_run(folder: RunFolder) -> None:
+    """Draw what the run has logged into its ``plots``."""
+    records, evaluations = read(folder.metrics), read(folder.evaluations)
+    if records:
+        plot_loss(records, folder.path / "plots" / "loss.png", evaluations)
+    if evaluations:
+        plot_eval_loss(evaluations, folder.path / "plots" / "eval_loss.png")
 
 
 def smoothed(values: np.ndarray, width: int) -> np.ndarray:
@@ -17,23 +34,71 @@ def smoothed(values: np.ndarray, width: int) -> np.ndarray:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def plot_loss(records: list[dict], path: str | Path) -> None:
-    """Loss over steps, each step's and the running mean, from the records of ``metrics.jsonl``."""
+def plot_loss(records: list[dict], path: str | Path, evaluations: list[dict] = ()) -> None:
+    """Loss over steps, each step's and the running mean, and below it the learning rate, from ``metrics.jsonl``.
+
+    ``evaluations`` are the records of ``eval_loss.jsonl``.
+    """
+    rates = [(record["step"], record["lr"]) for record in records if "lr" in record]
+    finite = [record for record in records if record["loss"] is not None]
+    steps = np.array([record["step"] for record in finite])
+    losses = np.array([record["loss"] for record in finite], float)
+    figure = _figure(4.4 if rates else 3.6)
+    if rates:
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        below.plot(*zip(*rates), color=RATE, linewidth=1.4)
+        below.set(ylabel="learning rate", xlabel="step")
+        below.set_ylim(bottom=0)
+        below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    else:
+        axes = below = figure.add_subplot()
+        axes.set(xlabel="step")
+    axes.plot(steps, losses, color=STEP, linewidth=0.8, label="each step")
+    width = max(1, round(WINDOW * len(losses)))
+    axes.plot(steps, smoothed(losses, width), color=MEAN, linewidth=1.8, label=f"mean of {width} steps")
+    if evaluations:
+        points = [(record["step"], record["eval_loss"]) for record in evaluations]
+        axes.plot(*zip(*points), color=EVAL, linewidth=1.4, marker="o", markersize=4, label="evaluation")
+    axes.set(ylabel="loss")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    _tidy(axes, below)
+    _save(figure, path)
+
+
+def plot_eval_loss(evaluations: list[dict], path: str | Path) -> None:
+    """The loss at each timestep, one line for each evaluation, the later the darker."""
+    from matplotlib import colormaps
+
+    figure = _figure(3.6)
+    axes = figure.add_subplot()
+    shades = colormaps["Blues"](np.linspace(0.35, 1.0, len(evaluations)))
+    named = {round(index) for index in np.linspace(0, len(evaluations) - 1, min(LABELLED, len(evaluations)))}
+    for index, (record, shade) in enumerate(zip(evaluations, shades)):
+        label = f"step {record['step']}: mean {record['eval_loss']:.4f}" if index in named else None
+        axes.plot(record["timesteps"], record["losses"], color=shade, linewidth=1.4, label=label)
+    axes.set(xlabel="timestep", ylabel="evaluation loss")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    _tidy(axes)
+    _save(figure, path)
+
+
+def _figure(height: float) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps = np.array([record["step"] for record in records])
-    losses = np.array([record["loss"] for record in records], float)
-    figure = Figure(figsize=(7, 3.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(steps, losses, color="#9db4d6", linewidth=0.8, label="each step")
-    width = max(1, round(WINDOW * len(losses)))
-    axes.plot(steps, smoothed(losses, width), color="#1f4e9c", linewidth=1.8, label=f"mean of {width} steps")
-    axes.set(xlabel="step", ylabel="loss")
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0.01)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    return figure
+
+
+def _tidy(*all_axes) -> None:
+    for axes in all_axes:
+        axes.margins(x=0.01)
+        axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: "Figure", path: str | Path) -> None:
     with replacing(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})

@@ -5,23 +5,19 @@ import logging
 from gm.config import Config
 from gm.data.batches import Batches
 from gm.data.noising import describe
-from gm.models.unet import UNet
+from gm.models.architecture import ModelArchitecture
+from gm.training.assemble import Parts
+from gm.training.memory import estimate
 
 log = logging.getLogger(__name__)
 
 
-def report(config: Config, unet: UNet, batches: Batches) -> None:
+def report(config: Config, architecture: ModelArchitecture, parts: Parts, batches: Batches) -> None:
     """Say what will be trained, on what, and what it takes."""
-    count = sum(parameter.size for parameter in unet.trainable_params())
-    copies = 4 + config.optim.use_ema  # weights, gradients, two moments, the average
     samples = config.data.per_batch_size * config.optim.gradient_accumulation_steps
     epochs = config.train.max_train_steps / batches.steps_per_epoch
-    sizes = ", ".join(f"{width}x{height}" for height, width in batches.sizes)
-    log.info(
-        "training %s parameters; they, their gradients and AdamW's state take %s",
-        f"{count:,}",
-        size(4 * count * copies),
-    )
+    log.info("training %s parameters", f"{sum(parameter.size for parameter in parts.weights):,}")
+    log.info("objective: %s", describe(config.diffusion))
     log.info(
         "%d steps of %d samples: %.1f epochs of %d steps",
         config.train.max_train_steps,
@@ -29,8 +25,17 @@ def report(config: Config, unet: UNet, batches: Batches) -> None:
         epochs,
         batches.steps_per_epoch,
     )
-    log.info("objective: %s", describe(config.diffusion))
-    log.info("pictures of %s: %d compilation%s", sizes, len(batches.sizes), "s" * (len(batches.sizes) > 1))
+    sizes = ", ".join(f"{width}x{height}" for height, width in batches.sizes)
+    log.info("pictures of %s: %s", sizes, compilations(parts, len(batches.sizes)))
+    needs = estimate(config, architecture, parts, max(batches.sizes, key=lambda size: size[0] * size[1]))
+    listed = ", ".join(f"{name} {size(count)}" for name, count in needs.items())
+    log.info("memory of a device, estimated: %s; together %s", listed, size(sum(needs.values())))
+
+
+def compilations(parts: Parts, sizes: int) -> str:
+    """How often the step will be compiled: once for each picture size, and the rest of it once."""
+    count = sizes + len(parts.graphs) - 1
+    return f"{count} compilation{'s' * (count > 1)} of the step to come"
 
 
 def size(count: int) -> str:

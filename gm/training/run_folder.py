@@ -1,6 +1,7 @@
 """Where a run keeps what it makes.
 
-<run>/config.yaml  log.txt  metrics.jsonl  tensorboard/  plots/loss.png  weights/unet_N.ckpt  state/step_N/  latest
+<run>/config.yaml  log.txt  metrics.jsonl  eval_loss.jsonl  tensorboard/  plots/{loss,eval_loss}.png
+      samples/step_N/*.png  weights/unet_N.ckpt  state/step_N/  latest
 """
 
 import logging
@@ -61,6 +62,13 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "eval_loss.jsonl"
+
+    def samples(self, step: int) -> Path:
+        return self.path / "samples" / f"step_{step}"
+
     def weights(self, step: int, average: bool = False) -> Path:
         return self.path / "weights" / f"unet_{'ema_' if average else ''}{step}.ckpt"
 
@@ -72,16 +80,30 @@ class RunFolder:
         names = [path.name.removeprefix("step_") for path in (self.path / "state").glob("step_*")]
         return sorted(int(name) for name in names if name.isdigit())
 
+    def older(self, state: Path) -> Path | None:
+        """The newest complete state before ``state``."""
+        number = state.name.removeprefix("step_")
+        before = [step for step in self.saved_steps() if number.isdigit() and step < int(number)]
+        return self.state(before[-1]) if before else None
+
+    def remove_weights(self, step: int) -> None:
+        for average in (False, True):
+            self.weights(step, average).unlink(missing_ok=True)
+
     def mark_latest(self, step: int) -> None:
         write_text(self.path / "latest", f"step_{step}\n")
 
-    def keep_newest(self, count: int | None) -> None:
-        """Remove the oldest checkpoints beyond ``count``, weights and state together."""
-        for step in self.saved_steps()[: -count or None] if count else []:
-            shutil.rmtree(self.state(step))
-            for average in (False, True):
-                self.weights(step, average).unlink(missing_ok=True)
-            log.info("removed the checkpoint of step %d (--max_num_ckpt %d)", step, count)
+    def keep_newest(self, count: int | None, step: int) -> None:
+        """Remove the oldest checkpoints beyond ``count``, weights and state together; that of ``step`` is the newest.
+
+        Those after it are of steps that were taken back by resuming from an earlier state, and go first.
+        """
+        if count is None:
+            return
+        for old in sorted(self.saved_steps(), key=lambda saved: (saved <= step, saved))[:-count]:
+            shutil.rmtree(self.state(old))
+            self.remove_weights(old)
+            log.info("removed the checkpoint of step %d (--max_num_ckpt %d)", old, count)
 
 
 def latest_run(config: TrainConfig) -> Path:
@@ -101,6 +123,7 @@ def latest_run(config: TrainConfig) -> Path:
 def logging_to(path: Path) -> Iterator[None]:
     """Keep a copy of the log in a file."""
     handler = logging.FileHandler(path, encoding="utf-8")
+    handler.handleError = lambda record: None  # a full disk is told once, where it does harm
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

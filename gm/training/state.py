@@ -1,13 +1,16 @@
 """Checkpoints of a run: the weights to use, and beside them all that an exact resume needs.
 
 weights/unet_N.ckpt, unet_ema_N.ckpt    the UNet after step N under its original keys
-state/step_N/state.json                 step, data cursor, seed
-state/step_N/optimizer.ckpt, ema.ckpt   moments and averages
+state/step_N/state.json                 step, data cursor, seed; the sizes of the files that belong to them; a checksum
+state/step_N/optimizer.ckpt             what the optimizer and the step keep
 """
 
 import json
 import os
 import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,11 +18,11 @@ from mindspore import Parameter
 
 from gm.errors import SuiteError
 from gm.files import write_json
-from gm.training.adamw import AdamW
-from gm.training.ema import EMA
 from gm.training.run_folder import RunFolder
 from gm.weights.files import open_weights
 from gm.weights.load import as_tensor, write_parameters
+
+EMA_PREFIX = "ema."
 
 
 @dataclass(frozen=True)
@@ -31,47 +34,113 @@ class Progress:
     seed: int
 
 
-def save(folder: RunFolder, progress: Progress, weights: list[Parameter], optimizer: AdamW, ema: EMA | None) -> None:
-    """Write weights and state of a step; the state folder appears whole, after the weights it belongs to."""
-    step = progress.step
-    write_parameters(folder.weights(step), weights)
-    if ema is not None:
-        write_parameters(folder.weights(step, average=True), ema.state, without="ema.")
-    target = folder.state(step)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        write_parameters(unfinished / "optimizer.ckpt", optimizer.state)
-        write_json(unfinished / "state.json", asdict(progress))
-        if target.exists():  # the same step again, after a resume from an earlier one
-            shutil.rmtree(target)
-        os.replace(unfinished, target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    folder.mark_latest(step)
+@dataclass(frozen=True)
+class Contents:
+    """The parameters a checkpoint keeps: trained weights, their averages if there are any, and all other state."""
+
+    weights: list[Parameter]
+    averages: list[Parameter]
+    state: list[Parameter]
 
 
-def read_progress(state: Path) -> Progress:
-    """What ``state.json`` says.
+def save(folder: RunFolder, progress: Progress, contents: Contents) -> None:
+    """Write weights and state of a step; the state folder appears whole, after the weights it belongs to.
 
     Raises:
-        SuiteError: it is damaged.
+        OSError: it could not be written; what was there before still is, and nothing else.
     """
+    target = folder.state(progress.step)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    again = target.exists()  # the same step once more, after a resume from an earlier one
     try:
-        found = json.loads((state / "state.json").read_text(encoding="utf-8"))
-        return Progress(int(found["step"]), tuple(map(int, found["cursor"])), int(found["seed"]))
-    except (ValueError, KeyError, TypeError):
-        raise SuiteError(f"{state / 'state.json'} is damaged: resume from an earlier state folder") from None
+        write_parameters(folder.weights(progress.step), contents.weights)
+        if contents.averages:
+            write_parameters(folder.weights(progress.step, average=True), contents.averages, without=EMA_PREFIX)
+        write_parameters(unfinished / "optimizer.ckpt", contents.state)
+        found = asdict(progress) | {"files": sizes(folder, unfinished, progress.step)}
+        write_json(unfinished / "state.json", found | {"checksum": checksum(found)})
+        if again:
+            shutil.rmtree(target)
+        os.replace(unfinished, target)
+    except BaseException:
+        if not again:
+            folder.remove_weights(progress.step)
+        raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    folder.mark_latest(progress.step)
 
 
-def restore(folder: RunFolder, weights: list[Parameter], optimizer: AdamW, ema: EMA | None) -> Progress:
-    """Fill weights, optimizer and averages from ``folder.resumed``, bit for bit."""
+def sizes(folder: RunFolder, state: Path, step: int) -> dict[str, int]:
+    """Bytes of the files of a checkpoint, by their names in the run's folder."""
+    files = {f"weights/{path.name}": path for average in (False, True) for path in [folder.weights(step, average)]}
+    files[f"state/step_{step}/optimizer.ckpt"] = state / "optimizer.ckpt"
+    return {name: path.stat().st_size for name, path in files.items() if path.exists()}
+
+
+def checksum(found: dict) -> int:
+    """Of everything else in ``state.json``."""
+    return zlib.crc32(json.dumps(found, sort_keys=True).encode())
+
+
+def read_progress(folder: RunFolder) -> Progress:
+    """What ``state.json`` of the state to resume says, which must be as it was written and have all its files.
+
+    Raises:
+        SuiteError: it is damaged; names the file and an older state.
+    """
     state = folder.resumed
-    progress = read_progress(state)
-    fill(weights, folder.weights(progress.step))
-    fill(optimizer.state, state / "optimizer.ckpt")
-    if ema is not None:
-        fill(ema.state, folder.weights(progress.step, average=True), without="ema.")
+    file = state / "state.json"
+    with remedy(folder):
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            progress = Progress(int(found["step"]), tuple(map(int, found["cursor"])), int(found["seed"]))
+        except (ValueError, KeyError, TypeError):
+            raise SuiteError(f"{file} is damaged") from None
+        # A state of an earlier release has neither checksum nor files.
+        if "checksum" in found and found.pop("checksum") != checksum(found):
+            raise SuiteError(f"{file} was changed after it was written")
+        if folder.state(progress.step).name != state.name:
+            raise SuiteError(f"{file} is of step {progress.step}, its folder is named {state.name}")
+        for name, size in found.get("files", {}).items():
+            path = folder.path / name
+            if not path.exists():
+                raise SuiteError(f"{path} is missing")
+            if path.stat().st_size != size:
+                raise SuiteError(f"{path} is damaged: it has {path.stat().st_size} bytes instead of {size}")
     return progress
+
+
+def restore(folder: RunFolder, contents: Contents) -> Progress:
+    """Fill everything from ``folder.resumed``, bit for bit.
+
+    Raises:
+        SuiteError: a file is missing or damaged, or of another configuration; names the file and the remedy.
+    """
+    progress = read_progress(folder)
+    with remedy(folder):
+        fill(contents.weights, folder.weights(progress.step))
+        fill(contents.state, folder.resumed / "optimizer.ckpt")
+        if contents.averages:
+            fill(contents.averages, folder.weights(progress.step, average=True), without=EMA_PREFIX)
+    return progress
+
+
+@contextmanager
+def remedy(folder: RunFolder) -> Iterator[None]:
+    """Add to an error what to resume from instead."""
+    try:
+        yield
+    except OtherConfigurationError:
+        raise
+    except SuiteError as error:
+        older = folder.older(folder.resumed)
+        advice = f"take an older state: --resume {older}" if older else "the run has no older state: start it anew"
+        raise SuiteError(f"{error}; {advice}") from None
+
+
+class OtherConfigurationError(SuiteError):
+    """A state that is whole, but not of this configuration."""
 
 
 def fill(parameters: list[Parameter], path: Path, without: str = "") -> None:
@@ -84,11 +153,14 @@ def fill(parameters: list[Parameter], path: Path, without: str = "") -> None:
         names = {parameter.name.removeprefix(without): parameter for parameter in parameters}
         differing = set(names) ^ set(file.names())
         if differing:
-            raise SuiteError(
+            raise OtherConfigurationError(
                 f"{path} is of another configuration ({len(differing)} names differ, such as {min(differing)}): "
                 "resume with the settings the run was started with"
             )
         for name, parameter in names.items():
             if tuple(file.shape(name)) != tuple(parameter.shape):
-                raise SuiteError(f"{path}: {name} has shape {file.shape(name)}, the network {tuple(parameter.shape)}")
+                raise OtherConfigurationError(
+                    f"{path}: {name} has shape {file.shape(name)}, the network {tuple(parameter.shape)}: "
+                    "resume with the settings the run was started with"
+                )
             parameter.set_data(as_tensor(file, name, parameter.dtype))

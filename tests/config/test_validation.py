@@ -63,3 +63,32 @@ def test_contradictions_are_refused(arguments, named):
 )
 def test_what_agrees_is_accepted(arguments):
     read(arguments)
+
+
+def test_pictures_during_training_need_something_to_draw_and_to_draw_with():
+    with pytest.raises(UsageError, match="--validation_prompt"):
+        read("--infer_during_train --weight w.ckpt")
+    with pytest.raises(UsageError, match="--weight"):
+        read("--infer_during_train --validation_prompt prompts.txt")
+
+
+def test_pictures_during_training_are_of_the_trained_size_unless_told_otherwise():
+    config = read("--infer_during_train --validation_prompt cat --weight w --resolution 512 sample.width=256")
+    assert (config.sample.height, config.sample.width) == (512, 256)
+    assert read("--resolution 512").sample.height == 1024
+
+
+def test_the_flags_of_validation_set_how_pictures_are_drawn():
+    sample = read(
+        "--validation_prompt cat --validation_negative_prompt dog --validation_sampler ddim --validation_steps 7"
+        " --validation_guidance 3 --validation_seed 9 --num_validation_images 2"
+    ).sample
+    assert (sample.prompt, sample.negative_prompt, sample.sampler, sample.sample_step) == ("cat", "dog", "ddim", 7)
+    assert (sample.guidance_scale, sample.seed, sample.num_images) == (3, 9, 2)
+    with pytest.raises(UsageError, match="unknown flag --validation_prompt"):
+        load(["--validation_prompt", "cat"], door="sample")
+
+
+def test_an_evaluation_has_no_more_timesteps_than_there_are():
+    with pytest.raises(UsageError, match="--eval_timesteps 28"):
+        read("--num_train_timesteps 20")

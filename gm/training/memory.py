@@ -1,0 +1,87 @@
+"""How much memory a run takes: estimated before, measured during."""
+
+import math
+import resource
+import sys
+from collections.abc import Iterable
+
+import mindspore as ms
+from mindspore import Parameter
+
+from gm.config import Config
+from gm.models.architecture import HEAD_WIDTH, ModelArchitecture, UNetArchitecture
+from gm.models.flops import CONTEXT_LENGTH, layout
+from gm.training.assemble import Parts
+from gm.weights.keys import AUTOENCODER, UNET, expected_shapes
+
+FLOAT32 = 4  # bytes
+# What the backward pass works with comes on top of what the forward pass left for it. Measured on the CPU with the slim
+# network of tools/benchmark: from latents of 32x32 to 64x64 a step's memory grew by 2.05 GB, what is left by 1.14 GB.
+BACKWARD = 1.8
+
+
+def estimate(config: Config, architecture: ModelArchitecture, parts: Parts, size: tuple[int, int]) -> dict[str, int]:
+    """Bytes a device needs, by what for; ``size`` (height, width) in pixels of the largest pictures.
+
+    All is exact but the activations. On the CPU the process itself and compiling come on top, 1 to 1.5 GB.
+    """
+    trained = nbytes(parts.weights)
+    accumulates = config.optim.gradient_accumulation_steps > 1
+    encodes_pictures = not config.cache.latent or config.validation.infer_during_train
+    frozen = 0
+    for name, shape in expected_shapes(architecture).items():
+        needed = encodes_pictures if name.startswith(AUTOENCODER) else not config.cache.text_embedding
+        if needed and not name.startswith(UNET):
+            frozen += math.prod(shape)
+    kept = activations(architecture.unet, size[0] // 8, size[1] // 8) * config.data.per_batch_size
+    found = {
+        "weights": trained,
+        "gradients": trained * (1 + accumulates),
+        "optimizer": nbytes(parts.state),
+        "moving average": nbytes(parts.ema.state) if parts.ema else 0,
+        "frozen networks": FLOAT32 * frozen,
+        "activations": round(BACKWARD * FLOAT32 * kept),
+    }
+    return {name: count for name, count in found.items() if count}
+
+
+def nbytes(parameters: Iterable[Parameter]) -> int:
+    return sum(parameter.size * parameter.itemsize for parameter in parameters)
+
+
+def activations(arch: UNetArchitecture, height: int, width: int) -> int:
+    """Numbers that one sample's forward pass leaves for the backward pass; ``height`` and ``width`` of the latents.
+
+    Counted from the formulas of ``gm.models.unet``: the inputs of every convolution, linear layer, norm and activation,
+    and the scores of attention before and after the softmax.
+    """
+    whole = layout(arch, height, width)
+    total = sum(pixels * channels for pixels, _, channels in whole.convolutions)
+    for block in whole.blocks:
+        # joined input, its norm and activation; first convolution, with the time, norm, activation, sum
+        total += block.pixels * (3 * block.in_channels + 5 * block.out_channels)
+        if block.depth:
+            heads = arch.num_heads or block.out_channels // HEAD_WIDTH
+            linear = 11 + 7 + 27  # in channels, of self-attention, cross-attention and the gated feed-forward
+            scores = 2 * heads * (block.pixels + CONTEXT_LENGTH)
+            total += block.pixels * (4 * block.out_channels + block.depth * (linear * block.out_channels + scores))
+    return total
+
+
+def peak_bytes() -> int:
+    """The most memory taken so far: of the device; on the CPU, of this process.
+
+    On Ascend it is what MindSpore's allocator gave out at once (``mindspore.runtime.max_memory_allocated``).
+    """
+    if ms.get_context("device_target") == "CPU":
+        return _process_peak()
+    return int(ms.runtime.max_memory_allocated())
+
+
+def _process_peak() -> int:
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            lines = dict(line.split(":", 1) for line in status)
+        return int(lines["VmHWM"].split()[0]) * 1024
+    except (OSError, KeyError):  # no Linux; a process starts with its parent's peak there
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

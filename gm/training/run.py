@@ -1,0 +1,201 @@
+"""The life of a run: step after step, logged, looked at and saved, until its end or an interruption."""
+
+import logging
+from contextlib import nullcontext
+from functools import partial
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from gm.config import Config
+from gm.config.schema import TrainConfig
+from gm.data.batches import Batch, Batches
+from gm.errors import SuiteError, os_error_reason
+from gm.models import flops
+from gm.models.architecture import UNetArchitecture
+from gm.training import eval_loss, metrics, plots, state
+from gm.training.assemble import Parts
+from gm.training.interruption import Interruption
+from gm.training.lr import learning_rate
+from gm.training.recorder import NotFinite, Recorder, Taken
+from gm.training.run_folder import RunFolder
+from gm.training.step import tensors
+from gm.training.timing import Compilations, Stopwatch, timed
+from gm.training.validation import Draw, Validation
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """A run from its first step, or the one it resumes at, to its last.
+
+    ``held_out``: batches for the evaluation loss; ``draw``: draws pictures with the UNet into a folder.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        architecture: UNetArchitecture,
+        parts: Parts,
+        batches: Batches,
+        held_out: list[Batch] | None = None,
+        draw: Draw | None = None,
+    ):
+        self.config, self.folder, self.batches = config, folder, batches
+        parts.step.set_train()
+        self.parts, self.step = parts, parts.step
+        self.contents = state.Contents(parts.weights, parts.ema.state if parts.ema else [], parts.state)
+        self.flops = partial(flops.unet_training, architecture)
+        self.samples = config.data.per_batch_size * config.optim.gradient_accumulation_steps  # of a step
+        self.watch = Stopwatch()
+        self.compilations = Compilations(self.watch)
+        self.sizes = len(batches.sizes)
+        self.seen: set[tuple[int, ...]] = set()  # shapes of the moments the step is compiled for
+        self.done, self.saved, self.saving = 0, None, 0.0  # steps taken, the last one saved, seconds of saving
+        if folder.resumed:
+            with timed("state"):
+                progress = state.restore(folder, self.contents)
+            if progress.seed != config.train.seed:
+                raise SuiteError(f"the run has seed {progress.seed}: resume it with --seed {progress.seed}")
+            self.done = self.saved = progress.step
+            log.info("resuming after step %d", self.done)
+        evaluation = None
+        if held_out:
+            evaluation = eval_loss.EvalLoss(parts.loss, held_out, config.diffusion, eval_loss.grid(config))
+        self.validation = Validation(config, folder, self.done, evaluation, draw, self.compilations)
+
+    def go(self) -> None:
+        """Train to the end, or to an interruption; either way the last step is saved.
+
+        Raises:
+            SuiteError: a step was not finite, the data failed, the disk is full; says what to go on from.
+        """
+        total = self.config.train.max_train_steps
+        if self.done >= total:
+            log.info("nothing to do: step %d of %d is done", self.done, total)
+            return
+        try:
+            with (
+                metrics.Metrics(self.folder.metrics, self.folder.path / "tensorboard", self.done) as logged,
+                tqdm(total=total, initial=self.done, unit="step", dynamic_ncols=True, smoothing=0.1) as self.bar,
+                logging_redirect_tqdm(),
+                Interruption() as self.interruption,
+            ):
+                self.recorder = Recorder(logged, self.watch, self.config.train.peak_tflops)
+                if not self.done:
+                    self.validation.look(0, logged.show)
+                while self.done < total and not self.interruption.requested:
+                    self.one_step()
+                    if checkpoint_due(self.config.train, self.done, self.samples):
+                        self.save()
+                if self.done and self.saved != self.done:
+                    self.save()
+            plots.plot_run(self.folder)
+        except OSError as error:
+            reason, remedy = os_error_reason(error)
+            raise SuiteError("; ".join(filter(None, (reason, remedy, self.how_to_go_on())))) from error
+        log.info("time: %s", self.watch.split())
+        if self.done < total:
+            log.info("interrupted after step %d of %d: %s", self.done, total, self.how_to_go_on())
+        else:
+            log.info("done: %s", self.folder.weights(self.done))
+
+    def how_to_go_on(self) -> str:
+        if self.saved is None:
+            return "nothing was saved yet, so run the same command again"
+        return f"step {self.saved} is saved, go on with --resume latest"
+
+    def one_step(self) -> None:
+        step, optim, train = self.done + 1, self.config.optim, self.config.train
+        peak = optim.learning_rate * (self.samples if optim.scale_lr else 1)
+        lr = learning_rate(optim.lr_scheduler, self.done, peak, optim.lr_warmup_steps, train.max_train_steps)
+        with self.watch("data") as waited:
+            parts = self.read()
+            compiled = self.compilations.book()  # autoencoder and text encoders
+        with self.watch("step"):
+            outputs = self.take(parts, Tensor(np.float32(lr), ms.float32))
+            compiled += self.compilations.book()
+        known = {"lr": lr, "data_seconds": round(waited(), 4)}
+        if compiled:
+            known["compile_seconds"] = round(sum(graph.seconds for graph in compiled), 2)
+            made = "found in the compile cache" if all(graph.from_cache for graph in compiled) else "compiled"
+            log.info("%s in %.1f s", made, known["compile_seconds"])
+        if self.saving:
+            known["save_seconds"], self.saving = round(self.saving, 4), 0.0
+        shape = parts[0][0].shape  # of the moments
+        self.recorder.add(Taken(step, outputs, self.samples, self.samples * self.flops(*shape[2:]), known))
+        self.done = step
+        self.bar.update()
+        look = self.validation.due(step)
+        if look:
+            self.recorder.wait()
+            known |= self.validation.look(step, self.recorder.metrics.show)
+        if step % train.log_interval == 0 or step == train.max_train_steps or compiled or look:
+            self.fetch()
+
+    def read(self) -> list[tuple[Tensor, ...]]:
+        """The batches of the next step; if they cannot be had, the steps before are saved."""
+        try:
+            return [tensors(next(self.batches)) for _ in range(self.config.optim.gradient_accumulation_steps)]
+        except (SuiteError, OSError) as error:
+            if self.done and self.saved != self.done:
+                self.save()
+            if isinstance(error, OSError):
+                raise
+            raise SuiteError(f"{error}; {self.how_to_go_on()}") from error
+
+    def take(self, parts: list[tuple[Tensor, ...]], lr: Tensor) -> tuple[Tensor, ...]:
+        """Take the step; the first one of a picture size compiles it."""
+        shape = parts[0][0].shape
+        if shape in self.seen or ms.get_context("mode") != ms.GRAPH_MODE:
+            return self.step.take(parts, lr)
+        self.seen.add(shape)
+        height, width = (8 * side for side in shape[2:])
+        unsaved = self.done and self.saved != self.done
+        words = f"ended while compiling; {self.how_to_go_on()}"
+        with nullcontext() if unsaved else self.interruption.nothing_to_lose(words):
+            self.bar.set_postfix_str("compiling")
+            log.info("compiling the step for %dx%d pictures, %d of %d", width, height, len(self.seen), self.sizes)
+            return self.step.take(parts, lr)
+
+    def fetch(self) -> None:
+        """Log the steps taken since the last time."""
+        line, bad = self.recorder.fetch()
+        if bad is not None:
+            self.stop_at_nonfinite(bad)
+        self.bar.set_postfix_str(f"loss {line['loss']:.4f}, {line['images_per_second']:.1f} images/s")
+
+    def stop_at_nonfinite(self, bad: NotFinite) -> None:
+        """End the run; the step has changed no weight."""
+        if self.saved != self.done:
+            self.write()
+        raise SuiteError(
+            f"step {bad.step}: loss {bad.loss}, gradient norm {bad.grad_norm}; it changed nothing: look at its "
+            f"pictures, or lower --learning_rate; {self.how_to_go_on()}"
+        )
+
+    def save(self) -> None:
+        """Log and save all steps taken; in this order, so that a state never is ahead of its metrics."""
+        if self.recorder.waiting:
+            self.fetch()
+        self.write()
+
+    def write(self) -> None:
+        with self.watch("save") as spent:
+            state.save(
+                self.folder, state.Progress(self.done, self.batches.cursor, self.config.train.seed), self.contents
+            )
+            self.folder.keep_newest(self.config.train.max_num_ckpt, self.done)
+        self.saved, self.saving = self.done, self.saving + spent()
+        log.info("step %d saved in %.1f s", self.done, spent())
+
+
+def checkpoint_due(train: TrainConfig, step: int, samples: int) -> bool:
+    """Whether to save after ``step``, of ``samples`` each: at a multiple of steps, or past a multiple of samples."""
+    every = train.checkpoint_every
+    passed = every is not None and step * samples // every > (step - 1) * samples // every
+    return passed or step % train.save_ckpt_interval == 0

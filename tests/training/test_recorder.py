@@ -1,0 +1,70 @@
+"""Steps are logged together and the device is waited for only then."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gm.training.metrics import Metrics
+from gm.training.recorder import Recorder, Taken
+from gm.training.timing import Stopwatch
+
+
+class Scalar:
+    """A tensor on a device that counts how often it is waited for."""
+
+    fetched = 0
+
+    def __init__(self, value: float):
+        self.value = value
+
+    def asnumpy(self) -> np.ndarray:
+        Scalar.fetched += 1
+        return np.array(self.value, np.float32)
+
+
+@pytest.fixture
+def log(tmp_path):
+    watch = Stopwatch()
+    with Metrics(tmp_path / "metrics.jsonl", tmp_path / "board") as metrics:
+        yield Recorder(metrics, watch, peak_tflops=2.0), watch, tmp_path / "metrics.jsonl"
+
+
+def taken(step: int, loss: float = 0.5) -> Taken:
+    return Taken(step, [Scalar(loss), Scalar(0.25), Scalar(1.0)], samples=4, flops=3e12, known={"lr": 0.1 * step})
+
+
+def test_steps_share_the_time_since_the_last_fetch(log):
+    recorder, watch, path = log
+    Scalar.fetched = 0
+    for step in (1, 2, 3):
+        watch.book("step", 2.0)
+        watch.book("data", 1.0)
+        watch.book("save", 50.0)
+        recorder.add(taken(step))
+    assert Scalar.fetched == 0
+    assert path.read_text() == ""
+    recorder.fetch()
+    assert not recorder.waiting
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3]
+    for record in records:
+        assert record["seconds"] == pytest.approx(3.0, abs=0.01)
+        assert record["images_per_second"] == pytest.approx(4 / 3, rel=0.01)
+        assert record["tflops"] == pytest.approx(1.0, rel=0.01)
+        assert record["mfu"] == pytest.approx(0.5, rel=0.01)
+        assert record["lr"] == pytest.approx(0.1 * record["step"])
+    watch.book("step", 6.0)
+    recorder.add(taken(4))
+    line, bad = recorder.fetch()
+    assert (line["seconds"], bad) == (pytest.approx(6.0, abs=0.01), None)
+
+
+def test_the_first_step_that_is_not_finite_is_told_and_all_are_logged(log):
+    recorder, watch, path = log
+    for step, loss in enumerate((0.5, float("nan"), float("inf")), start=1):
+        watch.book("step", 1.0)
+        recorder.add(taken(step, loss))
+    _, bad = recorder.fetch()
+    assert bad.step == 2
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [0.5, None, None]
