@@ -33,14 +33,14 @@ def estimate(config: Config, architecture: ModelArchitecture, parts: Parts, size
         needed = encodes_pictures if name.startswith(AUTOENCODER) else not config.cache.text_embedding
         if needed and not name.startswith(UNET):
             frozen += math.prod(shape)
-    kept = activations(architecture.unet, size[0] // 8, size[1] // 8) * config.data.per_batch_size
+    kept = activations(architecture.unet, size[0] // 8, size[1] // 8, config.train.recompute)
     found = {
         "weights": trained,
         "gradients": trained * (1 + accumulates),
         "optimizer": nbytes(parts.state),
         "moving average": nbytes(parts.ema.state) if parts.ema else 0,
         "frozen networks": FLOAT32 * frozen,
-        "activations": round(BACKWARD * FLOAT32 * kept),
+        "activations": round(BACKWARD * FLOAT32 * kept * config.data.per_batch_size),
     }
     return {name: count for name, count in found.items() if count}
 
@@ -49,23 +49,34 @@ def nbytes(parameters: Iterable[Parameter]) -> int:
     return sum(parameter.size * parameter.itemsize for parameter in parameters)
 
 
-def activations(arch: UNetArchitecture, height: int, width: int) -> int:
+def activations(arch: UNetArchitecture, height: int, width: int, recompute: str = "none") -> int:
     """Numbers that one sample's forward pass leaves for the backward pass; ``height`` and ``width`` of the latents.
 
     Counted from the formulas of ``gm.models.unet``: the inputs of every convolution, linear layer, norm and activation,
-    and the scores of attention before and after the softmax.
+    and the scores of attention before and after the softmax. Of a recomputed block its input, and once the largest one.
     """
     whole = layout(arch, height, width)
-    total = sum(pixels * channels for pixels, _, channels in whole.convolutions)
+    kept = sum(pixels * channels for pixels, _, channels in whole.convolutions)
+    again = [0]
     for block in whole.blocks:
-        # joined input, its norm and activation; first convolution, with the time, norm, activation, sum
-        total += block.pixels * (3 * block.in_channels + 5 * block.out_channels)
+        # the joined input, its norm and activation; first convolution, with the time, norm, activation, sum
+        residual = block.pixels * (3 * block.in_channels + 5 * block.out_channels)
+        if recompute == "all":
+            kept += block.pixels * block.in_channels
+            again.append(residual)
+        else:
+            kept += residual
         if block.depth:
             heads = arch.num_heads or block.out_channels // HEAD_WIDTH
-            linear = 11 + 7 + 27  # in channels, of self-attention, cross-attention and the gated feed-forward
-            scores = 2 * heads * (block.pixels + CONTEXT_LENGTH)
-            total += block.pixels * (4 * block.out_channels + block.depth * (linear * block.out_channels + scores))
-    return total
+            linear = (11 + 7 + 27) * block.out_channels  # self-attention, cross-attention, gated feed-forward
+            transformer = block.pixels * (linear + 2 * heads * (block.pixels + CONTEXT_LENGTH))
+            kept += block.pixels * 4 * block.out_channels
+            if recompute == "none":
+                kept += block.depth * transformer
+            else:
+                kept += block.depth * block.pixels * block.out_channels
+                again.append(transformer)
+    return kept + max(again)
 
 
 def peak_bytes() -> int:
