@@ -6,7 +6,6 @@ outline is laid over templates drawn by ``world.py``. A picture that is empty, n
     python -m demo.tiny.judge picture.png ...    # prints what each picture shows
 """
 
-import sys
 from functools import cache
 from typing import NamedTuple
 
@@ -14,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from demo.tiny import world
+from gm.errors import run_door
+from gm.weights.flags import Parser
 
 FOREGROUND_DISTANCE = 40.0  # from the ground, in RGB: half way to the closest colour there is on any ground
 COLOUR_DISTANCE = 70.0  # to a named colour: a little more than half the least distance between two of them
@@ -118,9 +119,15 @@ def matches(picture: Image.Image, colour: str, shape: str) -> bool:
     return judge(picture)[:2] == (colour, shape)
 
 
-if __name__ == "__main__":
-    for path in sys.argv[1:]:
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE")
+    for path in parser.parse(arguments).pictures:
         verdict = judge(Image.open(path))
         print(
             f"{path}: {verdict.colour or 'no clear colour'} {verdict.shape or 'no clear shape'} ({verdict.score:.2f})"
         )
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -7,7 +7,6 @@ teaches ``NEW_SHAPE`` and ``NEW_COLOUR``; some combinations are held out, to see
 """
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from gm.errors import run_door
 from gm.files import replacing, write_text
+from gm.weights.flags import Parser
 
 # Near the corners of the RGB cube: any two are at least 120 (of 442) apart, which survives the VAE and the judge.
 COLOURS = {
@@ -222,5 +223,11 @@ def write_folder(path: str | Path, examples: Iterable[Example]) -> None:
             item.picture.save(file, format="PNG")
 
 
+def main(arguments: list[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("folder", nargs="?", default="runs/world", help="where to write it (default: runs/world)")
+    write_folder(parser.parse(arguments).folder, finetune_set(seed=0))
+
+
 if __name__ == "__main__":
-    write_folder(sys.argv[1] if len(sys.argv) > 1 else "runs/world", finetune_set(seed=0))
+    run_door(main)
