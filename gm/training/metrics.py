@@ -1,7 +1,6 @@
 """What a run logs: one JSON object a step, and TensorBoard."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,7 +68,7 @@ class Board:
 
         folder.mkdir(parents=True, exist_ok=True)
         self._event, self._summary = Event, Summary
-        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}")
+        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
         if step:  # what an interrupted run logged after it is to be forgotten
             log = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=log))

@@ -54,9 +54,12 @@ class RunFolder:
         else:
             state = Path(config.resume)
             path = state.parent.parent
+        folder = cls(path, state)
         if not (state / "state.json").is_file():
-            raise SuiteError(f"{state} is no saved state of a run: name a folder state/step_N, or latest")
-        return cls(path, state)
+            saved = [folder.state(step) for step in folder.saved_steps() if folder.state(step) != state]
+            there = f"take --resume {saved[-1]}" if saved else "name a folder state/step_N, or latest"
+            raise SuiteError(f"{state} is no saved state of a run: {there}")
+        return folder
 
     @property
     def metrics(self) -> Path:

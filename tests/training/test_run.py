@@ -77,6 +77,7 @@ def test_a_run_leaves_the_folder_it_promises(uninterrupted):
     assert not list(uninterrupted.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_resumed_equals_uninterrupted(uninterrupted, tmp_path):
     """kill -9 from outside at a random moment, while every step is followed by a save."""
     folder, steps, delay = tmp_path / "killed", random.randint(2, STEPS - 2), random.uniform(0, 0.06)
@@ -94,6 +95,7 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(uninterrupted, tmp_pat
     assert_same_end(uninterrupted, folder)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_says_how_to_go_on_and_resumes_exactly(uninterrupted, tmp_path):
     folder = tmp_path / "stopped"
     stopped = run(folder, "6=SIGTERM")
@@ -104,6 +106,7 @@ def test_sigterm_saves_says_how_to_go_on_and_resumes_exactly(uninterrupted, tmp_
     assert_same_end(uninterrupted, folder)
 
 
+@pytest.mark.slow
 def test_sigterm_while_compiling_ends_at_once_and_leaves_the_state_as_it_is(uninterrupted, tmp_path):
     folder = tmp_path / "compiling"
     shutil.copytree(uninterrupted, folder)
@@ -122,6 +125,7 @@ def test_sigterm_while_compiling_ends_at_once_and_leaves_the_state_as_it_is(unin
     assert {path: path.read_bytes() for name in ("weights", "state") for path in (folder / name).rglob("*.*")} == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_what_was_saved_is_intact(uninterrupted, tmp_path):
     folder = tmp_path / "full"
     full = run(folder, "6=full")
@@ -263,6 +267,14 @@ def test_a_run_is_not_overwritten(uninterrupted, small_unet, make_batch):
 def test_resuming_what_is_not_there_is_told(small_unet, make_batch, tmp_path):
     with pytest.raises(UsageError, match="no run to resume"):
         start(configuration(tmp_path / "none", STEPS, train__resume="latest"), small_unet(), make_batch)
+
+
+def test_a_state_that_is_gone_names_the_one_before(uninterrupted, small_unet, make_batch, tmp_path):
+    folder = tmp_path / "lost"
+    shutil.copytree(uninterrupted, folder)
+    shutil.rmtree(folder / "state" / "step_10")
+    with pytest.raises(SuiteError, match=r"step_10 is no saved state of a run: take --resume .*step_8$"):
+        start(configuration(folder, STEPS, train__resume="latest"), small_unet(), make_batch)
 
 
 @pytest.mark.parametrize(
