@@ -185,6 +185,8 @@ def sinusoidal_embedding(values: Tensor, width: int, max_period: float = 10000.0
     As in the original SDXL code (cosine first, no shift of the frequencies).
     """
     half = width // 2
-    frequencies = Tensor(np.exp(-math.log(max_period) * np.arange(half) / half), ms.float32)
+    # The exponents are rounded to float32 as there: the angle of a size of 4000 pixels shows it in the fourth decimal.
+    exponents = np.float32(-math.log(max_period)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = Tensor(np.exp(exponents.astype(np.float64)), ms.float32)
     angles = values.astype(ms.float32).reshape(-1, 1) * frequencies.reshape(1, -1)
     return ops.concat((ops.cos(angles), ops.sin(angles)), axis=1)
