@@ -1,119 +1,172 @@
-"""Time the training step on random data: compile seconds, seconds a step, peak memory.
+"""Time whole training steps - forward, backward, clipping, AdamW, float32 - of this suite and of its peers.
 
     python tools/benchmark/training_step.py --model tiny
-    python tools/benchmark/training_step.py --model slim --pythons A/bin/python B/bin/python --rounds 3
+    python tools/benchmark/training_step.py --model slim --rounds 5 --steps 3
+    python tools/benchmark/training_step.py --only suite --pythons A/bin/python B/bin/python
+    python tools/benchmark/training_step.py --model slim --restart
 
-With ``--pythons`` the measurement runs in each of these environments in turn, round after round, so that a machine
-whose speed drifts is as fair to one as to the other; medians over the rounds are printed, and ratios to the first.
+Each contestant (``contestants.py``) runs in a process of its own, in every environment given where its packages are
+installed. All but one are stopped (SIGSTOP) while that one takes its steps, turn after turn, so a machine whose speed
+drifts is as fair to one as to the other. Printed are medians over the turns, seconds of the first step (compilation),
+and the peak of resident memory, each with its ratio to diffusers (to the first row where diffusers is missing).
+``--restart`` starts the suite twice with one compile cache and prints both first steps.
 """
 
 import argparse
 import json
+import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from contestants import CONTESTANTS, MODELS
+
+import gm  # noqa: F401  (sets the environment that MindSpore reads)
 from gm.errors import SuiteError, run_door
-from gm.models.architecture import TINY_SDXL, UNetArchitecture
 
-SLIM = UNetArchitecture(  # 64 million parameters; every kind of block of SDXL's UNet
-    channels=(128, 256, 512),
-    down_depths=((0, 0), (2, 2), (2, 2)),
-    mid_depth=2,
-    up_depths=((2, 2, 2), (2, 2, 2), (0, 0, 0)),
-    context_dim=768,
-    vector_dim=512 + 6 * 256,
-)
-MODELS = {"tiny": (TINY_SDXL.unet, 8, 16), "slim": (SLIM, 32, 1)}  # architecture, side of the latents, batch
-FIGURES = ("compile_seconds", "step_seconds", "peak_gigabytes")
+FIGURES = ("first_seconds", "step_seconds", "peak_gigabytes")
 
 
-def measure(model: str, steps: int) -> dict[str, float | str]:
-    """Figures of this process: the whole step, AdamW and clipping included, in float32 and graph mode."""
-    import mindspore as ms
-    import numpy as np
-    from mindspore import Tensor
+def serve(contestant: str, model: str, compile_cache: str | None) -> None:
+    """The measured process: take one step, say so, then as many as each line of standard input asks for."""
+    if compile_cache:
+        from gm.compilation import keep_in
 
-    from gm.models.build import build_unet
-    from gm.training.adamw import AdamW
-    from gm.training.loss import BATCH_FIELDS, DiffusionLoss
-    from gm.training.step import TrainStep, tensors
-
-    ms.set_context(mode=ms.GRAPH_MODE)
-    architecture, side, batch = MODELS[model]
-    rng = np.random.default_rng(0)
-    shapes = {
-        "moments": (8, side, side),
-        "posterior_noise": (4, side, side),
-        "noise": (4, side, side),
-        "input_noise": (4, side, side),
-        "context": (77, architecture.context_dim),
-        "pooled": (architecture.vector_dim - 6 * 256,),
-        "time_ids": (6,),
-    }
-    arrays = tensors({name: rng.normal(size=(batch, *shapes.get(name, ()))) for name in BATCH_FIELDS})
-    unet = build_unet(architecture, seed=0)
-    step = TrainStep(DiffusionLoss(unet, 0.13025), AdamW(unet.trainable_params()), max_grad_norm=1.0)
-    step.set_train()
-    lr = Tensor(1e-5, ms.float32)
-    seconds = []
-    for _ in range(steps + 1):
-        started = time.perf_counter()
-        step(lr, *arrays)[0].asnumpy()
-        seconds.append(time.perf_counter() - started)
-    return {
-        "mindspore": ms.__version__,
-        "compile_seconds": seconds[0],
-        "step_seconds": statistics.median(seconds[1:]),
-        "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-    }
+        keep_in(compile_cache)
+    version, parameters, step = CONTESTANTS[contestant][0](MODELS[model])
+    started = time.perf_counter()
+    step()
+    tell({"version": version, "parameters": parameters, "first_seconds": time.perf_counter() - started})
+    for line in sys.stdin:
+        seconds = []
+        for _ in range(int(line)):
+            started = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - started)
+        tell({"seconds": seconds, "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6})
 
 
-def compare(pythons: list[str], model: str, steps: int, rounds: int) -> None:
-    """Measure in each environment in turn and print medians and ratios."""
-    found: dict[str, list[dict]] = {python: [] for python in pythons}
-    for turn in range(rounds):
-        for python in pythons:
-            command = [python, __file__, "--model", model, "--steps", str(steps), "--json"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SuiteError(f"{python} failed: {done.stderr.strip().splitlines()[-1]}")
-            found[python].append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"round {turn + 1}: {found[python][-1]}", file=sys.stderr)
-    first = None
-    print(f"{model}: medians of {rounds} rounds of {steps} steps; in brackets the ratio to the first row")
-    for runs in found.values():
-        medians = {figure: statistics.median(run[figure] for run in runs) for figure in FIGURES}
-        first = first or medians
-        cells = [f"{figure} {medians[figure]:.3f} ({medians[figure] / first[figure]:.2f})" for figure in FIGURES]
-        print(f"MindSpore {runs[0]['mindspore']}: " + "  ".join(cells))
+def tell(answer: dict) -> None:
+    print("answer " + json.dumps(answer), flush=True)
+
+
+@dataclass
+class Process:
+    """A contestant in an environment, stopped unless it is asked something."""
+
+    contestant: str
+    python: str
+    model: str
+    options: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+
+    def start(self) -> None:
+        command = [self.python, __file__, "--serve", self.contestant, "--model", self.model, *self.options]
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
+        answer = self._answer()
+        self.name = f"{self.contestant}, {answer['version']}, {answer['parameters'] / 1e6:.1f} M parameters"
+        self.figures["first_seconds"] = answer["first_seconds"]
+
+    def take(self, steps: int, warm_up: int) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.stdin.write(f"{steps + warm_up}\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        self.seconds += answer["seconds"][warm_up:]
+        self.figures["step_seconds"] = statistics.median(self.seconds)
+        self.figures["peak_gigabytes"] = answer["peak_gigabytes"]
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _answer(self) -> dict:
+        for line in self.process.stdout:
+            if line.startswith("answer "):
+                self.process.send_signal(signal.SIGSTOP)
+                return json.loads(line.removeprefix("answer "))
+        self.errors.seek(0)
+        said = self.errors.read().strip().splitlines() or ["nothing"]
+        self.end()
+        raise SuiteError(f"{self.contestant} with {self.python} ended; it said last: {said[-1]}")
+
+
+def installed(python: str, packages: tuple[str, ...]) -> bool:
+    program = f"import importlib.util as u, sys; sys.exit(not all(u.find_spec(p) for p in {packages}))"
+    return subprocess.run([python, "-c", program], capture_output=True).returncode == 0
+
+
+def compare(pythons: list[str], only: list[str], model: str, steps: int, rounds: int) -> None:
+    """Measure in turn and print medians and ratios."""
+    running: list[Process] = []
+    try:
+        for contestant in only:
+            for python in pythons:
+                if not installed(python, CONTESTANTS[contestant][1]):
+                    print(f"{contestant}: not installed in {python}")
+                    continue
+                process = Process(contestant, python, model)
+                try:
+                    process.start()
+                    running.append(process)
+                except SuiteError as error:
+                    print(error)
+        for _ in range(rounds):
+            for process in running:
+                process.take(steps, warm_up=1)
+    finally:
+        for process in running:
+            process.end()
+    print(f"{model}: medians of {rounds} turns of {steps} steps, {len(os.sched_getaffinity(0))} cores")
+    base = next((p for p in running if p.contestant == "diffusers"), running[0] if running else None)
+    for process in running:
+        ratios = {figure: process.figures[figure] / base.figures[figure] for figure in FIGURES}
+        cells = [f"{figure} {process.figures[figure]:.3f} ({ratios[figure]:.2f})" for figure in FIGURES]
+        print(f"{process.name}: " + "  ".join(cells))
+
+
+def restart(python: str, model: str) -> None:
+    """First steps without and with what the first start has left in the compile cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        seconds = []
+        for _ in range(2):
+            process = Process("suite", python, model, ["--compile_cache", cache])
+            process.start()
+            process.end()
+            seconds.append(process.figures["first_seconds"])
+    ratio = seconds[1] / seconds[0]
+    print(f"{model}: first step {seconds[0]:.1f} s, of the second start {seconds[1]:.1f} s ({ratio:.2f})")
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="tiny")
-    parser.add_argument("--steps", type=int, default=20, help="steps to take the median of")
-    parser.add_argument("--pythons", nargs="*", default=[], help="interpreters of the environments to compare")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a turn, after one that does not count")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each")
+    parser.add_argument("--pythons", nargs="+", default=[sys.executable], help="interpreters of the environments")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="CONTESTANT")
+    parser.add_argument("--restart", action="store_true", help="time a first and a second start with the compile cache")
+    parser.add_argument("--serve", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--compile_cache", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.pythons:
-        compare(options.pythons, options.model, options.steps, options.rounds)
-        return
-    figures = measure(options.model, options.steps)
-    if options.json:
-        print(json.dumps(figures))
+    if options.serve:
+        serve(options.serve, options.model, options.compile_cache)
+    elif options.restart:
+        restart(options.pythons[0], options.model)
     else:
-        print(
-            "  ".join(
-                f"{name} {value:.3f}" if name in FIGURES else f"{name} {value}" for name, value in figures.items()
-            )
-        )
+        compare(options.pythons, options.only, options.model, options.steps, options.rounds)
 
 
 if __name__ == "__main__":
