@@ -71,7 +71,7 @@ class Process:
 
     def start(self) -> None:
         command = [self.python, __file__, "--serve", self.contestant, "--model", self.model, *self.options]
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
