@@ -198,6 +198,9 @@ class TrainConfig:
     max_num_ckpt: int | None = setting(
         None, "keep only this many of the newest checkpoints", unit="checkpoints", at_least=1
     )
+    text_encoders: bool = setting(
+        False, "train the text encoders together with the UNet; not from cached text", flag="train_text_encoder"
+    )
     recompute: str = setting(
         "none",
         "compute the states of these blocks again for the gradient instead of keeping them: less memory, more time",
@@ -260,6 +263,10 @@ class LaunchConfig:
     precision: str = setting("fp32", "arithmetic of the networks", choices=("fp32", "fp16", "bf16"))
     param_fp16: bool = setting(False, "keep the weights in float16")
     is_parallel: bool = setting(False, "data parallel over several devices")
+    multi_graph: bool = setting(
+        False,
+        "training from pictures: autoencoder and text encoders as graphs of their own, compiled apart from the step",
+    )
     data_sink: bool = setting(False, "let the device fetch --sink_size batches by itself")
     sink_size: int = setting(1000, "steps per sink", unit="steps", at_least=1)
 

@@ -91,6 +91,15 @@ def _validate_cache(config: Config) -> None:
     if latent != text:
         on, off = ("latent", "text_embedding") if latent else ("text_embedding", "latent")
         raise UsageError(f"--cache_{on} is on and --cache_{off} is off: give both the same value")
+    if config.train.text_encoders and text:
+        raise UsageError(
+            "--train_text_encoder changes the states that --cache_text_embedding keeps: leave one of them out"
+        )
+    if config.train.text_encoders and config.validation.infer_during_train:
+        raise UsageError(
+            "--infer_during_train draws with the text encoders of --weight, which --train_text_encoder changes: "
+            "leave one of them out"
+        )
     if config.task == "cache" and not latent:
         raise UsageError("task cache has nothing to write: turn --cache_latent and --cache_text_embedding on")
 

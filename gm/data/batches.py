@@ -30,8 +30,10 @@ PREFETCHED_BATCHES = 3
 # What a batch holds, in this order.
 FIELDS = ("moments", "posterior_noise", "noise", "input_noise", "context", "pooled", "time_ids", "timesteps")
 FIELDS += ("alpha", "sigma", "target_noise", "target_latents", "weight", "inverse_huber_c")
+# The same where the step itself encodes: pictures and token ids in place of what the encoders make of them.
+PICTURE_FIELDS = tuple({"moments": "pictures", "context": "ids"}.get(name, name) for name in FIELDS if name != "pooled")
 
-Cursor = tuple[int, int]
+Cursor = tuple[int, int]  # epoch, steps of it that are done
 Batch = dict[str, np.ndarray]
 
 
@@ -63,6 +65,11 @@ class _Part:
     after: Cursor
 
 
+def encodes_in_step(config: Config) -> bool:
+    """Whether the training step takes pictures and captions, and its graph has the encoders in it."""
+    return not config.cache.latent and (config.train.text_encoders or not config.launch.multi_graph)
+
+
 class Batches(Iterator[Batch]):
     """Batches of one rank, one for every forward pass, without end; all randomness belongs to the samples.
 
@@ -72,6 +79,9 @@ class Batches(Iterator[Batch]):
 
     ``size_numbers`` is N, and what the model is told of each picture (``gm.models.architecture.size_numbers``). A model
     that has no pooled state is given ``pooled`` (B, 0).
+
+    With ``as_pictures`` nothing is encoded: ``pictures`` (B, 3, H, W) in place of ``moments``, and ``ids`` (B, text
+    encoders, 77) int32 in place of ``context`` and ``pooled``.
 
     A training step takes ``gradient_accumulation_steps`` batches on each of ``size`` ranks. What they hold together is
     the same however it is divided. ``cursor`` is (epoch, steps of it that are done); a step counts as done when its
@@ -89,9 +99,11 @@ class Batches(Iterator[Batch]):
         rank: int = 0,
         size: int = 1,
         size_numbers: int = 6,
+        as_pictures: bool = False,
     ):
         self._data, self._seed, self._size_numbers = config.data, config.train.seed, size_numbers
         self._stratified = config.diffusion.stratified_timesteps
+        self._as_pictures = as_pictures
         self._samples = cache.samples if cache is not None else samples
         self._cache, self._encoders, self._tokenizers = cache, encoders, tokenizers
         self._latents_cached = cache is not None and cache.has_latents
@@ -143,7 +155,8 @@ class Batches(Iterator[Batch]):
         opened = stored.open(config, samples, encoders, tokenizers) if cached else None
         model = encoders.architecture
         _check_sizes(config, samples, model)
-        return cls(config, samples, opened, encoders, tokenizers, cursor, rank, size, model.size_numbers)
+        join = encodes_in_step(config)
+        return cls(config, samples, opened, encoders, tokenizers, cursor, rank, size, model.size_numbers, join)
 
     @property
     def cursor(self) -> Cursor:
@@ -158,13 +171,18 @@ class Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         batch, cursor = next(self._source)
         # The networks run in the caller's thread, between its own steps, and never beside them.
+        self._cursor = cursor
+        if self._as_pictures:
+            ids = self._tokenizers.encode(batch["captions"])
+            self._encoders.check_ids(*ids)
+            batch["ids"] = np.stack(ids, axis=1)
+            return {name: batch[name] for name in PICTURE_FIELDS}
         pictures, captions = batch.pop("pictures", None), batch.pop("captions", None)
         if pictures is not None:
             batch["moments"] = np.asarray(self._encoders.encode_pictures(pictures), np.float32)
         if captions is not None:
             context, pooled = self._encoders.encode_text(*self._tokenizers.encode(captions))
             batch["context"], batch["pooled"] = np.asarray(context, np.float32), np.asarray(pooled, np.float32)
-        self._cursor = cursor
         return {name: batch[name] for name in FIELDS}
 
     def close(self) -> None:

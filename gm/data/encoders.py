@@ -9,8 +9,8 @@ import numpy as np
 
 from gm.config import Config
 from gm.data.notes import FileNotes
-from gm.errors import SuiteError, UsageError
-from gm.models.architecture import COND_STAGE, EMBEDDERS, ModelArchitecture
+from gm.errors import SuiteError
+from gm.models.architecture import COND_STAGE, EMBEDDERS, UNTRAINED, ModelArchitecture
 from gm.weights.dtypes import to_float32
 from gm.weights.files import open_weights
 
@@ -33,19 +33,26 @@ class Encoders(Protocol):
     def encode_text(self, *ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (B, 77) int32 for each text encoder -> context (B, 77, C), pooled (B, P or 0) float32."""
 
+    def check_ids(self, *ids: np.ndarray) -> None:
+        """Raises SuiteError if the text encoders do not know all of these token ids."""
+
 
 class NetworkEncoders:
-    """The autoencoder and the text towers of the weights file, compiled when they are first used."""
+    """The autoencoder and the text towers of the weights file, built and compiled when they are first used.
+
+    Without a file they are untrained ones of ``model.architecture``, drawn from the run's seed.
+    """
 
     def __init__(self, config: Config):
-        if not config.model.weight:
-            raise UsageError("no weights to encode with: name the file that has the autoencoder with --weight")
-        self._weight = Path(config.model.weight)
+        self._weight = Path(config.model.weight) if config.model.weight else None
+        self._untrained, self._seed = UNTRAINED[config.model.architecture], config.train.seed
         self._notes = FileNotes(Path(config.cache.path) / "weights.json")
 
     @cached_property
     def architecture(self) -> ModelArchitecture:
-        """Of the weights file."""
+        """Of the weights file, or of what is built without one."""
+        if self._weight is None:
+            return self._untrained
         with open_weights(self._weight) as weights:
             return weights.architecture()
 
@@ -64,37 +71,61 @@ class NetworkEncoders:
         return self._picture_network(Tensor(pictures)).asnumpy()
 
     def encode_text(self, *ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self._text_network.encode(ids)
+        return self.conditioner.encode(ids)
+
+    def check_ids(self, *ids: np.ndarray) -> None:
+        self.conditioner.check(ids)
+
+    @cached_property
+    def autoencoder(self) -> Any:
+        """``gm.models.autoencoder.Autoencoder``.
+
+        Raises:
+            SuiteError: the weights file has none.
+        """
+        from gm.models.build import AUTOENCODER_PREFIX, build_autoencoder
+
+        if self.architecture.autoencoder is None:
+            raise _lacks(self._weight, "autoencoder")
+        autoencoder = build_autoencoder(self.architecture.autoencoder, self._seed if self._weight is None else None)
+        self._fill(autoencoder, AUTOENCODER_PREFIX)
+        return autoencoder
+
+    @cached_property
+    def conditioner(self) -> Any:
+        """``gm.models.conditioner.TextConditioner``.
+
+        Raises:
+            SuiteError: the weights file has no text encoders.
+        """
+        from gm.models.build import build_conditioner
+
+        if not self.architecture.text_encoders:
+            raise _lacks(self._weight, "text encoders")
+        conditioner = build_conditioner(self.architecture, self._seed if self._weight is None else None)
+        self._fill(conditioner)
+        return conditioner
 
     @cached_property
     def _picture_network(self) -> Any:
         from gm.models.autoencoder import AutoencoderEncoder
-        from gm.models.build import AUTOENCODER_PREFIX, build_autoencoder
+
+        return AutoencoderEncoder(self.autoencoder).set_train(False)
+
+    def _fill(self, network: Any, prefix: str = "") -> None:
         from gm.weights.load import load_into
 
-        if self.architecture.autoencoder is None:
-            raise _lacks(self._weight, "autoencoder")
-        with open_weights(self._weight) as weights:
-            autoencoder = build_autoencoder(self.architecture.autoencoder)
-            load_into(autoencoder, weights, prefix=AUTOENCODER_PREFIX)
-        return AutoencoderEncoder(autoencoder).set_train(False)
-
-    @cached_property
-    def _text_network(self) -> Any:
-        from gm.models.build import build_conditioner
-        from gm.weights.load import load_into
-
-        if not self.architecture.text_encoders:
-            raise _lacks(self._weight, "text encoders")
-        with open_weights(self._weight) as weights:
-            conditioner = build_conditioner(self.architecture)
-            load_into(conditioner, weights)
-        return conditioner
+        if self._weight is not None:
+            with open_weights(self._weight) as weights:
+                load_into(network, weights, prefix=prefix)
 
     def _hash(self, what: str, prefixes: tuple[str, ...]) -> str:
         def compute(path: Path) -> str:
             return _weights_hash(path, what, prefixes)
 
+        if self._weight is None:
+            drawn = f"{PRECISION} untrained {what} {self._untrained} {self._seed}"
+            return hashlib.blake2b(drawn.encode(), digest_size=16).hexdigest()
         if not self._weight.exists():
             raise SuiteError(f"no weights at {self._weight}: --weight names a .ckpt, .safetensors or diffusers folder")
         if self._weight.is_dir():  # a folder's times do not tell of changes inside the files

@@ -11,7 +11,7 @@ import numpy as np
 
 from gm.config.schema import ModelConfig
 from gm.errors import SuiteError
-from gm.models.architecture import ModelArchitecture, TextEncoderArchitecture
+from gm.models.architecture import UNTRAINED, ModelArchitecture, TextEncoderArchitecture
 from gm.weights.files import open_weights
 from gm.weights.folder import TOKENIZER_FILES, tokenizer_folders
 
@@ -81,14 +81,14 @@ class Tokenizers:
 
     @classmethod
     def of(cls, model: ModelConfig) -> "Tokenizers":
-        """Those the weights of a configuration need; SDXL's while there are no weights.
+        """Those the weights of a configuration need; those of ``model.architecture`` while there are none.
 
         Raises:
             SuiteError: the weights or the tokenizers cannot be read.
         """
         weight = Path(model.weight)
         if not model.weight or not weight.exists():
-            return cls.load(model.tokenizer, model.tokenizer_2)
+            return cls.load(model.tokenizer, model.tokenizer_2, UNTRAINED[model.architecture].text_encoders)
         with open_weights(weight) as weights:
             encoders = weights.architecture().text_encoders or SDXL
         return cls.load(model.tokenizer, model.tokenizer_2, encoders, weight if weight.is_dir() else None)

@@ -201,3 +201,6 @@ TINY_SDXL = ModelArchitecture(
         ),
     ),
 )
+
+# What --weight "" builds, by model.architecture.
+UNTRAINED = {"sdxl-base": ModelArchitecture(), "tiny": TINY_SDXL}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from gm.compilation import Graph
 from gm.errors import SuiteError
@@ -56,12 +56,21 @@ class TextConditioner(Graph):
         Raises:
             SuiteError: ids the towers do not know, which the lookup itself would let pass without a word.
         """
+        self.check(ids)
+        context, pooled = self(*(Tensor(array) for array in ids))
+        empty = np.zeros((len(context), 0), np.float32)
+        return context.asnumpy(), empty if pooled is None else pooled.asnumpy()
+
+    def check(self, ids: Sequence[np.ndarray]) -> None:
+        """Raises SuiteError for ids the towers do not know."""
         largest = max(int(array.max()) for array in ids)
         if largest >= self.vocabulary:
             raise SuiteError(
                 f"the tokenizer gives ids up to {largest} and the text encoders of these weights know "
                 f"{self.vocabulary}: name the model's own tokenizer with --tokenizer"
             )
-        context, pooled = self(*(Tensor(array) for array in ids))
-        empty = np.zeros((len(context), 0), np.float32)
-        return context.asnumpy(), empty if pooled is None else pooled.asnumpy()
+
+    def used_params(self) -> list[Parameter]:
+        """The parameters that the outputs depend on: all but those behind the states that are taken."""
+        idle = {parameter.name for embedder in self.embedders for parameter in embedder.idle_params()}
+        return [parameter for parameter in self.get_parameters() if parameter.name not in idle]

@@ -136,6 +136,16 @@ class CLIPTextEncoder(nn.Cell):
         context = states[self.layers_below]
         return self.transformer.text_model.final_layer_norm(context) if self.final_norm else context, None
 
+    def idle_params(self) -> list[Parameter]:
+        """Those no output depends on."""
+        model = self.transformer.text_model
+        idle = list(model.encoder.layers)[self.layers_below :]
+        if not self.final_norm:
+            idle.append(model.final_layer_norm)
+        if hasattr(self.transformer, "text_projection"):
+            idle.append(self.transformer.text_projection)
+        return [parameter for cell in idle for parameter in cell.get_parameters()]
+
 
 class OpenCLIPAttention(nn.Cell):
     """Causal self-attention with one fused projection, names of torch's MultiheadAttention."""
@@ -240,6 +250,17 @@ class OpenCLIPTextEncoder(nn.Cell):
         context = states[self.layers_below]
         pooled = self.model.pool(ids, states[-1]) if self.pooled else None
         return self.model.ln_final(context) if self.final_norm else context, pooled
+
+    def idle_params(self) -> list[Parameter]:
+        """Those no output depends on."""
+        model = self.model
+        if self.pooled:
+            return [model.logit_scale]
+        idle = list(model.transformer.resblocks)[self.layers_below :]
+        if not self.final_norm:
+            idle.append(model.ln_final)
+        projection = [model.text_projection] if hasattr(model, "text_projection") else []
+        return [model.logit_scale, *projection, *(one for cell in idle for one in cell.get_parameters())]
 
 
 def build_text_encoder(arch: TextEncoderArchitecture) -> CLIPTextEncoder | OpenCLIPTextEncoder:

@@ -5,23 +5,22 @@ from dataclasses import dataclass
 from mindspore import Parameter, nn
 
 from gm.config import Config
+from gm.data.encoders import NetworkEncoders
 from gm.errors import SuiteError
-from gm.models import architecture as architectures
+from gm.models.architecture import UNTRAINED, ModelArchitecture
 from gm.models.build import build_unet
 from gm.models.recompute import recompute
 from gm.models.unet import UNet
 from gm.training.adamw import AdamW
 from gm.training.ema import EMA
 from gm.training.loss import DiffusionLoss
+from gm.training.online import PictureLoss
 from gm.training.step import AccumulatingStep, TrainStep
 from gm.weights.files import open_weights
 from gm.weights.load import load_into
 
-# What --weight "" builds.
-UNTRAINED = {"sdxl-base": architectures.ModelArchitecture(), "tiny": architectures.TINY_SDXL}
 
-
-def load_unet(config: Config) -> tuple[architectures.ModelArchitecture, UNet]:
+def load_unet(config: Config) -> tuple[ModelArchitecture, UNet]:
     """The UNet of the weights file, or an untrained one of ``model.architecture``."""
     if not config.model.weight:
         architecture = UNTRAINED[config.model.architecture]
@@ -37,12 +36,15 @@ def load_unet(config: Config) -> tuple[architectures.ModelArchitecture, UNet]:
 
 @dataclass
 class Parts:
-    """What a run trains and with what: the ``weights``, optimizer, moving average, loss, and the step over all."""
+    """What a run trains and with what: the ``weights`` it saves, optimizer, average, loss, and the step over all.
+
+    ``loss`` is what an evaluation goes by: of latents, or of pictures if the text encoders are trained.
+    """
 
     weights: list[Parameter]
     optimizer: AdamW
     ema: EMA | None
-    loss: DiffusionLoss
+    loss: DiffusionLoss | PictureLoss
     step: TrainStep | AccumulatingStep
 
     @property
@@ -56,22 +58,37 @@ class Parts:
         return [self.step] if isinstance(self.step, nn.Cell) else [self.step.gather, self.step.apply]
 
 
-def build_loss(architecture: architectures.ModelArchitecture, unet: UNet) -> DiffusionLoss:
+def build_loss(architecture: ModelArchitecture, unet: UNet) -> DiffusionLoss:
     """The loss of a model with this UNet."""
     return DiffusionLoss(unet, architecture.latent_scale, with_vector=architecture.unet.vector_dim is not None)
 
 
-def assemble(config: Config, architecture: architectures.ModelArchitecture, unet: UNet) -> Parts:
-    """The training step of a configuration around a UNet."""
+def trained_params(config: Config, unet: UNet, encoders: NetworkEncoders | None) -> list[Parameter]:
+    """What the optimizer changes: the UNet and, if they are trained too, what of the text encoders has a say."""
+    return unet.trainable_params() + (encoders.conditioner.used_params() if config.train.text_encoders else [])
+
+
+def assemble(
+    config: Config, architecture: ModelArchitecture, unet: UNet, encoders: NetworkEncoders | None = None
+) -> Parts:
+    """The training step of a configuration around a UNet; with ``encoders`` it takes pictures and encodes them."""
     recompute(unet, config.train.recompute)
     optim = config.optim
     weights = unet.trainable_params()
-    optimizer = AdamW(weights, optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay)
+    if config.train.text_encoders:
+        recompute(encoders.conditioner, config.train.recompute)
+        weights += encoders.conditioner.get_parameters()
+    optimizer = AdamW(
+        trained_params(config, unet, encoders), optim.beta1, optim.beta2, optim.epsilon, optim.weight_decay
+    )
     ema = EMA(weights, optim.ema_decay) if optim.use_ema else None
     loss = build_loss(architecture, unet)
+    of_pictures = loss
+    if encoders is not None:
+        of_pictures = PictureLoss(loss, encoders.autoencoder, encoders.conditioner, config.train.text_encoders)
     max_norm = optim.max_grad_norm if optim.clip_grad else None
     if optim.gradient_accumulation_steps == 1:
-        step = TrainStep(loss, optimizer, max_norm, ema)
+        step = TrainStep(of_pictures, optimizer, max_norm, ema)
     else:
-        step = AccumulatingStep(loss, optimizer, max_norm, ema, optim.gradient_accumulation_steps)
-    return Parts(weights, optimizer, ema, loss, step)
+        step = AccumulatingStep(of_pictures, optimizer, max_norm, ema, optim.gradient_accumulation_steps)
+    return Parts(weights, optimizer, ema, of_pictures if config.train.text_encoders else loss, step)

@@ -26,8 +26,8 @@ from gm.data.noising import Noising, trained_range
 from gm.data.tokens import Tokenizers
 from gm.diffusion.steps import inference_timesteps
 from gm.errors import UsageError
-from gm.training.loss import BATCH_FIELDS, DiffusionLoss
-from gm.training.step import tensors
+from gm.training.loss import DiffusionLoss
+from gm.training.step import fields_of, tensors
 
 SEED = 0  # of the noise, whatever the run's own seed
 SCHEDULE = ("prediction_type", "beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
@@ -83,13 +83,13 @@ class EvalLoss:
         self._loss = _Loss(loss)
         self.timesteps = timesteps
         self._samples = np.array([np.count_nonzero(batch["weight"]) for batch in batches])
-        self._batches = [dict(zip(BATCH_FIELDS, tensors(batch))) for batch in batches]
+        self._batches = [dict(zip(fields_of(batch), tensors(batch))) for batch in batches]
         self._fields = [[_at(timestep, batch["weight"], diffusion) for timestep in timesteps] for batch in batches]
 
     def measure(self) -> Evaluation:
         """The loss of the UNet's present weights."""
         outputs = [
-            [self._loss(*((batch | fields)[name] for name in BATCH_FIELDS)) for fields in of_timesteps]
+            [self._loss(*((batch | fields)[name] for name in batch)) for fields in of_timesteps]
             for batch, of_timesteps in zip(self._batches, self._fields)
         ]
         losses = np.array([[float(output.asnumpy()) for output in row] for row in outputs], np.float64)
@@ -135,6 +135,7 @@ def held_out(config: Config, encoders: Encoders, tokenizers: Tokenizers) -> list
     data = fixed.data
     data.path, data.shuffle, data.drop_last = config.validation.eval_data_path, False, False
     data.crop, data.random_flip, data.caption_dropout = "center", False, 0.0
+    fixed.launch.multi_graph = True  # encoded once, unless the text encoders change
     fixed.cache.variants, fixed.train.seed, fixed.optim.gradient_accumulation_steps = 1, SEED, 1
     fixed.diffusion = plain(config.diffusion)
     samples = folder.scan(data.path, data.missing_caption, data.on_bad_sample)

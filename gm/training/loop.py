@@ -1,7 +1,7 @@
 """The training run: from a configuration to a folder of weights, metrics and state."""
 
 from gm.config import Config
-from gm.data.batches import Batches
+from gm.data.batches import Batches, encodes_in_step
 from gm.data.encoders import NetworkEncoders
 from gm.data.tokens import Tokenizers
 from gm.files import write_text
@@ -30,9 +30,9 @@ def train(config: Config, make_draw: MakeDraw | None = None) -> None:
     cursor = read_progress(folder).cursor if folder.resumed else (0, 0)
     with timed("weights"):
         architecture, unet = load_unet(config)
-        parts = assemble(config, architecture, unet)
-    with timed("data"):
         encoders = NetworkEncoders(config)
+        parts = assemble(config, architecture, unet, encoders if encodes_in_step(config) else None)
+    with timed("data"):
         tokenizers = Tokenizers.of(config.model)
         batches = Batches.of(config, cursor, encoders=encoders, tokenizers=tokenizers)
     with batches:

@@ -28,9 +28,10 @@ def estimate(config: Config, architecture: ModelArchitecture, parts: Parts, size
     trained = nbytes(parts.weights)
     accumulates = config.optim.gradient_accumulation_steps > 1
     encodes_pictures = not config.cache.latent or config.validation.infer_during_train
+    encodes_texts = not (config.cache.text_embedding or config.train.text_encoders)
     frozen = 0
     for name, shape in expected_shapes(architecture).items():
-        needed = encodes_pictures if name.startswith(AUTOENCODER) else not config.cache.text_embedding
+        needed = encodes_pictures if name.startswith(AUTOENCODER) else encodes_texts
         if needed and not name.startswith(UNET):
             frozen += math.prod(shape)
     kept = activations(architecture.unet, size[0] // 8, size[1] // 8, config.train.recompute)

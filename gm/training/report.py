@@ -3,7 +3,7 @@
 import logging
 
 from gm.config import Config
-from gm.data.batches import Batches
+from gm.data.batches import Batches, encodes_in_step
 from gm.data.noising import describe
 from gm.models.architecture import ModelArchitecture
 from gm.training.assemble import Parts
@@ -16,8 +16,9 @@ def report(config: Config, architecture: ModelArchitecture, parts: Parts, batche
     """Say what will be trained, on what, and what it takes."""
     samples = config.data.per_batch_size * config.optim.gradient_accumulation_steps
     epochs = config.train.max_train_steps / batches.steps_per_epoch
-    log.info("training %s parameters", f"{sum(parameter.size for parameter in parts.weights):,}")
+    log.info("training %s parameters", f"{sum(parameter.size for parameter in parts.optimizer.trained):,}")
     log.info("objective: %s", describe(config.diffusion))
+    log.info("latents and text states: %s", source(config))
     log.info(
         "%d steps of %d samples: %.1f epochs of %d steps",
         config.train.max_train_steps,
@@ -41,3 +42,13 @@ def compilations(parts: Parts, sizes: int) -> str:
 def size(count: int) -> str:
     """Bytes in words."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def source(config: Config) -> str:
+    """Where the step has its latents and text states from."""
+    if config.cache.latent:
+        return f"from the cache {config.cache.path}"
+    if not encodes_in_step(config):
+        return "encoded as the run goes, in graphs of their own (--multi_graph)"
+    trained = ", and the text encoders are trained" if config.train.text_encoders else ""
+    return f"encoded as the run goes, in the graph of the step{trained}"

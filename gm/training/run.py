@@ -54,7 +54,7 @@ class Run:
         self.watch = Stopwatch()
         self.compilations = Compilations(self.watch)
         self.sizes = len(batches.sizes)
-        self.seen: set[tuple[int, ...]] = set()  # shapes of the moments the step is compiled for
+        self.seen: set[tuple[int, ...]] = set()  # shapes of the latents the step is compiled for
         self.done, self.saved, self.saving = 0, None, 0.0  # steps taken, the last one saved, seconds of saving
         if folder.resumed:
             with timed("state"):
@@ -126,7 +126,7 @@ class Run:
             log.info("%s in %.1f s", made, known["compile_seconds"])
         if self.saving:
             known["save_seconds"], self.saving = round(self.saving, 4), 0.0
-        shape = parts[0][0].shape  # of the moments
+        shape = parts[0][1].shape  # of the latents' noise
         self.recorder.add(Taken(step, outputs, self.samples, self.samples * self.flops(*shape[2:]), known))
         self.done = step
         self.bar.update()
@@ -150,7 +150,7 @@ class Run:
 
     def take(self, parts: list[tuple[Tensor, ...]], lr: Tensor) -> tuple[Tensor, ...]:
         """Take the step; the first one of a picture size compiles it."""
-        shape = parts[0][0].shape
+        shape = parts[0][1].shape
         if shape in self.seen or ms.get_context("mode") != ms.GRAPH_MODE:
             return self.step.take(parts, lr)
         self.seen.add(shape)

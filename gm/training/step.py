@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from gm.compilation import Graph
+from gm.data.batches import PICTURE_FIELDS
 from gm.training import gradients
 from gm.training.adamw import AdamW
 from gm.training.ema import EMA
@@ -42,7 +43,7 @@ class Update(nn.Cell):
 class TrainStep(Graph):
     """One batch, one update.
 
-    ``construct(lr, *batch)``: a float32 scalar tensor, and the arrays of ``BATCH_FIELDS`` in that order. The learning
+    ``construct(lr, *batch)``: a float32 scalar tensor, and the fields of a batch in the order of ``loss``. The learning
     rate is an input, so a schedule never compiles anew. Returns float32 scalars: the weighted loss, the plain loss and
     the gradients' global norm. When the loss or the norm is not finite, no weight and no state has changed.
     """
@@ -117,6 +118,12 @@ class AccumulatingStep:
         return loss, sum(raw_losses), self.apply(loss, lr)
 
 
+def fields_of(batch: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """The fields of a batch in the order of the loss that takes it."""
+    return PICTURE_FIELDS if "pictures" in batch else BATCH_FIELDS
+
+
 def tensors(batch: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:
     """The arrays of a batch as the step takes them."""
-    return tuple(Tensor(np.ascontiguousarray(batch[name], np.float32)) for name in BATCH_FIELDS)
+    types = {"ids": np.int32}
+    return tuple(Tensor(np.ascontiguousarray(batch[name], types.get(name, np.float32))) for name in fields_of(batch))

@@ -24,6 +24,9 @@ class FakeEncoders:
         spread = pictures.reshape(batch, 3, height // 8, 8, width // 8, 8).std((3, 5))
         return np.concatenate([means, spread, means[:, :2] - spread[:, :2]], axis=1).astype(np.float32)
 
+    def check_ids(self, *ids: np.ndarray) -> None:
+        """All are known."""
+
     def encode_text(self, ids_1: np.ndarray, ids_2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.texts += len(ids_1)
         context = np.stack([np.sin(ids_1), np.cos(ids_2), np.sin(ids_1 * 0.1 + ids_2)], axis=-1)

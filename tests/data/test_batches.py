@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gm.data import cache, folder
-from gm.data.batches import FIELDS, Batches
+from gm.data.batches import FIELDS, PICTURE_FIELDS, Batches
 from gm.errors import SuiteError, UsageError
 
 FRESH = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -59,6 +59,19 @@ def test_shapes_types_and_order_are_those_of_the_step(opened):
     }
     assert tuple(batch) == FIELDS
     assert {value.dtype for value in batch.values()} == {np.dtype(np.float32)}
+
+
+def test_as_pictures_nothing_is_encoded_and_all_else_is_the_same(opened, encoders):
+    encoded, plain = take(opened(), 3), take(opened(as_pictures=True), 3)
+    calls = encoders.pictures
+    assert tuple(plain[0]) == PICTURE_FIELDS
+    for one, other in zip(encoded, plain):
+        for name in set(FIELDS) & set(PICTURE_FIELDS):
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+        assert (other["ids"].shape, other["ids"].dtype) == ((4, 2, 77), np.int32)
+        np.testing.assert_array_equal(encoders.encode_pictures(other["pictures"]), one["moments"])
+        np.testing.assert_array_equal(encoders.encode_text(*other["ids"].transpose(1, 0, 2))[0], one["context"])
+    assert calls == 12  # of the three batches that were encoded
 
 
 def test_coefficients_are_those_of_the_timesteps(opened, config):

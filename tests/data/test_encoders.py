@@ -9,7 +9,7 @@ from gm.data import cache
 from gm.data.batches import Batches
 from gm.data.encoders import NetworkEncoders
 from gm.data.tokens import Tokenizers
-from gm.errors import SuiteError, UsageError
+from gm.errors import SuiteError
 from gm.models.architecture import TINY_SDXL
 from gm.models.build import build_autoencoder, build_conditioner, build_unet
 from gm.weights.load import write_parameters
@@ -86,9 +86,24 @@ def test_weights_without_the_networks_are_told(encoders_of, config):
     config.model.weight = "nowhere.ckpt"
     with pytest.raises(SuiteError, match=r"no weights at nowhere\.ckpt"):
         _ = NetworkEncoders(config).text_hash
-    config.model.weight = ""
-    with pytest.raises(UsageError, match="--weight"):
-        NetworkEncoders(config)
+
+
+def test_without_weights_the_networks_are_drawn_from_the_seed(config):
+    config.model.weight, config.model.architecture = "", "tiny"
+    made = [NetworkEncoders(config), NetworkEncoders(config)]
+    config.train.seed += 1
+    made.append(NetworkEncoders(config))
+    names = ("first_stage_model.encoder.conv_in.weight", "conditioner.embedders.0.transformer.text_model")
+    values = []
+    for encoders in made:
+        cells = (encoders.autoencoder, encoders.conditioner)
+        every = {parameter.name: parameter for cell in cells for parameter in cell.get_parameters()}
+        values.append([every[next(key for key in every if key.startswith(name))].asnumpy() for name in names])
+    for one, same, other in zip(*values):
+        np.testing.assert_array_equal(one, same)
+        assert np.abs(one - other).max() > 1e-3
+    assert hashes(made[0]) == hashes(made[1])
+    assert not set(hashes(made[0])) & set(hashes(made[2]))
 
 
 def test_a_tokenizer_of_another_model_is_told(encoders_of):
