@@ -8,11 +8,11 @@ import pytest
 from mindspore import Tensor
 from PIL import Image
 
-from gm.config import Config
+from gm.config import Config, load
 from gm.data import cache
 from gm.data.batches import Batches
 from gm.data.encoders import NetworkEncoders
-from gm.errors import SuiteError
+from gm.errors import SuiteError, UsageError
 from gm.models import architecture as architectures
 from gm.models.architecture import TINY_SDXL, ModelArchitecture, UNetArchitecture
 from gm.training import assemble, metrics
@@ -26,10 +26,10 @@ pytestmark = pytest.mark.slow
 SMALL = ModelArchitecture(
     "sdxl-like",
     UNetArchitecture(
-        channels=(64, 64),
-        down_depths=((0,), (1,)),
+        channels=(64,),
+        down_depths=((1,),),
         mid_depth=None,
-        up_depths=((1, 0), (0, 0)),
+        up_depths=((1, 0),),
         context_dim=128,
         vector_dim=64 + 6 * 256,
     ),
@@ -157,3 +157,15 @@ def test_a_tokenizer_of_another_model_is_told(config):
     encoders = NetworkEncoders(config)
     with pytest.raises(SuiteError, match=r"ids up to 49407 .* know 627: name the model's own tokenizer"):
         encoders.check_ids(np.full((1, 77), 49407, np.int32))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--cache_latent", "--cache_text_embedding"), "--cache_text_embedding keeps: leave one of them out"),
+        (("--infer_during_train",), "--infer_during_train draws with the text encoders of --weight"),
+    ],
+)
+def test_trained_text_encoders_are_neither_cached_nor_drawn_with(given, told):
+    with pytest.raises(UsageError, match=told):
+        load(["--data_path", "D", "--train_text_encoder", *given])
