@@ -38,4 +38,4 @@ class Preview:
 
     def __call__(self, folder: Path) -> None:
         """Draw into ``folder``: the pictures, a contact sheet and a manifest."""
-        draw(self._pipeline, self._wishes, self._config, folder)
+        draw(self._pipeline, self._wishes, self._config, folder, progress=False)

@@ -71,6 +71,7 @@ def draw(
     folder: Path,
     noise: np.ndarray | None = None,
     picture: Image.Image | None = None,
+    progress: bool = True,
 ) -> list[Drawn]:
     """Draw the wishes into a folder, with a contact sheet and a manifest."""
     sample = config.sample
@@ -81,7 +82,7 @@ def draw(
     }
     names = [picture_name(index, wish) for index, wish in enumerate(wishes)]
     drawn = []
-    for index, result in enumerate(_draw_all(pipeline, wishes, sample.batch_size, noise, picture)):
+    for index, result in enumerate(_draw_all(pipeline, wishes, sample.batch_size, noise, picture, progress)):
         save_picture(folder / names[index], result.picture, wishes[index], common)
         drawn.append(result)
     columns = sample.num_images if sample.num_images > 1 else round(len(wishes) ** 0.5)
@@ -109,13 +110,18 @@ def settings(config: Config) -> Settings:
 
 
 def _draw_all(
-    pipeline: Pipeline, wishes: list[Wish], batch_size: int, noise: np.ndarray | None, picture: Image.Image | None
+    pipeline: Pipeline,
+    wishes: list[Wish],
+    batch_size: int,
+    noise: np.ndarray | None,
+    picture: Image.Image | None,
+    shown: bool,
 ) -> Iterator[Drawn]:
     """Draw the wishes in order, those with the same settings in the same batches."""
     groups, largest = batches_of(wishes, batch_size)
     batches = [-(-len(group) // largest) for _, group in groups]
     total = sum(count * len(plan_steps(chosen, pipeline.alphas_cumprod)) for (chosen, _), count in zip(groups, batches))
-    with _progress(total) as progress:
+    with _progress(total, shown) as progress:
         done = 0
         for chosen, group in groups:
             part = noise if noise is None or len(noise) == 1 else noise[done : done + len(group)]
@@ -131,8 +137,9 @@ def batches_of(wishes: list[Wish], batch_size: int) -> tuple[list[tuple[Settings
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[tqdm]:
-    with tqdm(total=total, unit="step", desc="sampling (the first step compiles)", dynamic_ncols=True) as bar:
+def _progress(total: int, shown: bool) -> Iterator[tqdm]:
+    words = "sampling (the first step compiles)"
+    with tqdm(total=total, unit="step", desc=words, dynamic_ncols=True, disable=not shown) as bar:
         yield bar
 
 

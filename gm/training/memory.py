@@ -23,7 +23,7 @@ BACKWARD = 1.8
 def estimate(config: Config, architecture: ModelArchitecture, parts: Parts, size: tuple[int, int]) -> dict[str, int]:
     """Bytes a device needs, by what for; ``size`` (height, width) in pixels of the largest pictures.
 
-    All is exact but the activations. On the CPU the process itself and compiling come on top, 1 to 1.5 GB.
+    All is exact but the activations. On the CPU the process itself and compiling come on top.
     """
     trained = nbytes(parts.weights)
     accumulates = config.optim.gradient_accumulation_steps > 1

@@ -2,6 +2,8 @@
 
 import logging
 
+import mindspore as ms
+
 from gm.config import Config
 from gm.data.batches import Batches, encodes_in_step
 from gm.data.noising import describe
@@ -30,7 +32,8 @@ def report(config: Config, architecture: ModelArchitecture, parts: Parts, batche
     log.info("pictures of %s: %s", sizes, compilations(parts, len(batches.sizes)))
     needs = estimate(config, architecture, parts, max(batches.sizes, key=lambda size: size[0] * size[1]))
     listed = ", ".join(f"{name} {size(count)}" for name, count in needs.items())
-    log.info("memory of a device, estimated: %s; together %s", listed, size(sum(needs.values())))
+    more = ", and 1 to 2 GB for the process and compiling" if ms.get_context("device_target") == "CPU" else ""
+    log.info("memory of a device, estimated: %s; together %s%s", listed, size(sum(needs.values())), more)
 
 
 def compilations(parts: Parts, sizes: int) -> str:

@@ -116,6 +116,8 @@ class Run:
         with self.watch("data") as waited:
             parts = self.read()
             compiled = self.compilations.book()  # autoencoder and text encoders
+        if parts[0][0].shape not in self.seen and self.recorder.waiting:
+            self.fetch()  # so that they do not share the time of compiling
         with self.watch("step"):
             outputs = self.take(parts, Tensor(np.float32(lr), ms.float32))
             compiled += self.compilations.book()

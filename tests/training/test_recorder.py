@@ -55,9 +55,12 @@ def test_steps_share_the_time_since_the_last_fetch(log):
         assert record["mfu"] == pytest.approx(0.5, rel=0.01)
         assert record["lr"] == pytest.approx(0.1 * record["step"])
     watch.book("step", 6.0)
-    recorder.add(taken(4))
+    watch.book("compile", 70.0)  # of which 50 were for something else
+    compiled = taken(4)
+    compiled.known["compile_seconds"] = 20.0
+    recorder.add(compiled)
     line, bad = recorder.fetch()
-    assert (line["seconds"], bad) == (pytest.approx(6.0, abs=0.01), None)
+    assert (line["seconds"], bad) == (pytest.approx(26.0, abs=0.01), None)
 
 
 def test_the_first_step_that_is_not_finite_is_told_and_all_are_logged(log):
