@@ -9,7 +9,7 @@ from gm.training import eval_loss
 from gm.training.assemble import assemble, load_unet
 from gm.training.report import report
 from gm.training.run import Run
-from gm.training.run_folder import RunFolder, logging_to
+from gm.training.run_folder import RunFolder, logged
 from gm.training.state import read_progress
 from gm.training.timing import timed
 from gm.training.validation import MakeDraw
@@ -28,27 +28,28 @@ def train(config: Config, make_draw: MakeDraw | None = None) -> None:
     """
     folder = RunFolder.open(config.train)
     cursor = read_progress(folder).cursor if folder.resumed else (0, 0)
-    with timed("weights"):
-        architecture, unet = load_unet(config)
-        encoders = NetworkEncoders(config)
-        parts = assemble(config, architecture, unet, encoders if encodes_in_step(config) else None)
-    with timed("data"):
-        tokenizers = Tokenizers.of(config.model)
-        batches = Batches.of(config, cursor, encoders=encoders, tokenizers=tokenizers)
-    with batches:
-        report(config, architecture, parts, batches)
-        if config.dry_run:
-            return
-        held_out, draw = [], None
-        if config.validation.eval_data_path:
-            with timed("held-out data"):
-                # What the cache lacks is encoded now, by networks that are not kept while training reads the cache.
-                cached = config.cache.latent and config.cache.text_embedding
-                held_out = eval_loss.held_out(config, NetworkEncoders(config) if cached else encoders, tokenizers)
-        if config.validation.infer_during_train and make_draw is not None:
-            with timed("networks that draw"):
-                draw = make_draw(config, unet)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with logging_to(folder.path / "log.txt"):
+    with logged() as write_to:
+        with timed("weights"):
+            architecture, unet = load_unet(config)
+            encoders = NetworkEncoders(config)
+            parts = assemble(config, architecture, unet, encoders if encodes_in_step(config) else None)
+        with timed("data"):
+            tokenizers = Tokenizers.of(config.model)
+            batches = Batches.of(config, cursor, encoders=encoders, tokenizers=tokenizers)
+        with batches:
+            report(config, architecture, parts, batches)
+            if config.dry_run:
+                return
+            held_out, draw = [], None
+            if config.validation.eval_data_path:
+                with timed("held-out data"):
+                    # What the cache lacks is encoded now, by networks that are not kept while training reads the cache.
+                    cached = config.cache.latent and config.cache.text_embedding
+                    held_out = eval_loss.held_out(config, NetworkEncoders(config) if cached else encoders, tokenizers)
+            if config.validation.infer_during_train and make_draw is not None:
+                with timed("networks that draw"):
+                    draw = make_draw(config, unet)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_to(folder.path / "log.txt")
             write_text(folder.path / "config.yaml", config.to_yaml())
             Run(config, folder, architecture.unet, parts, batches, held_out, draw).go()

@@ -6,14 +6,17 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from gm.config.schema import TrainConfig
 from gm.errors import SuiteError, UsageError
 from gm.files import write_text
+
+MOST_KEPT = 1000  # lines of the log before it has a file
 
 log = logging.getLogger(__name__)
 
@@ -123,15 +126,25 @@ def latest_run(config: TrainConfig) -> Path:
 
 
 @contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Keep a copy of the log in a file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.handleError = lambda record: None  # a full disk is told once, where it does harm
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
+def logged() -> Iterator[Callable[[Path], None]]:
+    """Keep the log within the block; what it yields, given a file, writes there what was and will be said."""
+    root, kept = logging.getLogger(), MemoryHandler(capacity=MOST_KEPT, flushLevel=logging.CRITICAL + 1)
+    handlers: list[logging.Handler] = [kept]
+    root.addHandler(kept)
+
+    def write_to(path: Path) -> None:
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.handleError = lambda record: None  # a full disk is told once, where it does harm
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        kept.setTarget(file)
+        kept.flush()
+        root.removeHandler(kept)
+        root.addHandler(file)
+        handlers.append(file)
+
     try:
-        yield
+        yield write_to
     finally:
-        root.removeHandler(handler)
-        handler.close()
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
