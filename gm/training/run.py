@@ -1,7 +1,7 @@
 """The life of a run: step after step, logged, looked at and saved, until its end or an interruption."""
 
 import logging
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import mindspore as ms
@@ -116,10 +116,14 @@ class Run:
         with self.watch("data") as waited:
             parts = self.read()
             compiled = self.compilations.book()  # autoencoder and text encoders
-        if parts[0][0].shape not in self.seen and self.recorder.waiting:
-            self.fetch()  # so that they do not share the time of compiling
+        shape = parts[0][1].shape  # of the latents' noise
+        first = shape not in self.seen
+        self.seen.add(shape)
+        if first and self.recorder.waiting:
+            self.fetch()  # the steps before do not share the time of compiling
         with self.watch("step"):
-            outputs = self.take(parts, Tensor(np.float32(lr), ms.float32))
+            with self.compiling(shape) if first else nullcontext():
+                outputs = self.step.take(parts, Tensor(np.float32(lr), ms.float32))
             compiled += self.compilations.book()
         known = {"lr": lr, "data_seconds": round(waited(), 4)}
         if compiled:
@@ -128,7 +132,6 @@ class Run:
             log.info("%s in %.1f s", made, known["compile_seconds"])
         if self.saving:
             known["save_seconds"], self.saving = round(self.saving, 4), 0.0
-        shape = parts[0][1].shape  # of the latents' noise
         self.recorder.add(Taken(step, outputs, self.samples, self.samples * self.flops(*shape[2:]), known))
         self.done = step
         self.bar.update()
@@ -150,19 +153,16 @@ class Run:
                 raise
             raise SuiteError(f"{error}; {self.how_to_go_on()}") from error
 
-    def take(self, parts: list[tuple[Tensor, ...]], lr: Tensor) -> tuple[Tensor, ...]:
-        """Take the step; the first one of a picture size compiles it."""
-        shape = parts[0][1].shape
-        if shape in self.seen or ms.get_context("mode") != ms.GRAPH_MODE:
-            return self.step.take(parts, lr)
-        self.seen.add(shape)
+    def compiling(self, shape: tuple[int, ...]) -> AbstractContextManager:
+        """Around the first step of a picture size; a signal ends it at once if all steps before are saved."""
+        if ms.get_context("mode") != ms.GRAPH_MODE:
+            return nullcontext()
         height, width = (8 * side for side in shape[2:])
-        unsaved = self.done and self.saved != self.done
-        words = f"ended while compiling; {self.how_to_go_on()}"
-        with nullcontext() if unsaved else self.interruption.nothing_to_lose(words):
-            self.bar.set_postfix_str("compiling")
-            log.info("compiling the step for %dx%d pictures, %d of %d", width, height, len(self.seen), self.sizes)
-            return self.step.take(parts, lr)
+        self.bar.set_postfix_str("compiling")
+        log.info("compiling the step for %dx%d pictures, %d of %d", width, height, len(self.seen), self.sizes)
+        if self.done and self.saved != self.done:
+            return nullcontext()
+        return self.interruption.nothing_to_lose(f"ended while compiling; {self.how_to_go_on()}")
 
     def fetch(self) -> None:
         """Log the steps taken since the last time."""
