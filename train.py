@@ -40,7 +40,10 @@ def main(arguments: list[str]) -> int | None:
 
     from gm import launch
 
-    launch.start(config.launch)
+    device = launch.start(config.launch)
+    from gm.models import attention  # imports MindSpore, which start() prepares
+
+    attention.choose(config.model.attention, device.target, config.launch.precision)
     if config.task == "cache":
         from gm.data import cache
 

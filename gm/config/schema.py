@@ -24,7 +24,9 @@ class ModelConfig:
         "sdxl-base", "networks to build when --weight is empty (a file says its own)", choices=("sdxl-base", "tiny")
     )
     attention: str = setting(
-        "auto", "auto takes flash attention where the device has it", choices=("auto", "flash", "math")
+        "auto",
+        "auto and flash take flash attention where the device has it and a layer fits; math: nowhere",
+        choices=("auto", "flash", "math"),
     )
     tokenizer: str | None = setting(
         "openai/clip-vit-large-patch14",
@@ -313,6 +315,12 @@ class SampleConfig:
     crop_coords_left: int = setting(0, "columns the model is told were cut off at the left", unit="pixels", at_least=0)
     aesthetic_score: float = setting(6.0, "SDXL refiner: the score it is told the picture has", at_least=0)
     negative_aesthetic_score: float = setting(2.5, "the same of what to steer away from", at_least=0)
+    vae_tiling: str = setting(
+        "auto",
+        "let the autoencoder see a picture in overlapping tiles, which takes less memory; auto: above 2 megapixels",
+        choices=("auto", "on", "off"),
+    )
+    vae_tile_size: int = setting(1024, "side of a tile", unit="pixels", at_least=32, multiple_of=32)
     img: str = setting("", "task img2img: the picture to start from")
     strength: float = setting(
         0.75, "task img2img: share of the steps that is taken; 1 redraws the picture", above=0, at_most=1
@@ -460,7 +468,6 @@ VALUE_ALIASES: dict[tuple[str, str], str] = {
 
 # Settings that parse but of which this release runs these values only; others are refused. Delete a row to open it.
 NOT_IN_THIS_RELEASE: dict[str, tuple[Any, ...]] = {
-    "model.attention": ("auto", "math"),
     "launch.precision": ("fp32",),
     "launch.param_fp16": (False,),
     "launch.is_parallel": (False,),

@@ -1,62 +1,88 @@
-"""The one door to attention: every network asks here, and the implementation is chosen per device."""
+"""The one door to attention: every network asks here, and one implementation answers for the run (``choose``).
+
+Flash attention is a kernel of Ascend's; ``MathAttention`` computes the same on every device, in pieces.
+"""
+
+import logging
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
-from mindspore.ops import operations as P
 
-from gm.models.layers import Linear, operand
+from gm.models.layers import Linear
+from gm.models.math_attention import MathAttention
 
-CHUNK_SCORES = 2**25  # scores held at once by the plain formulation: 128 MiB in float32
-MASKED = -1e4  # added to the scores of what is hidden: far below any score, and still a number in float16
+log = logging.getLogger(__name__)
 
 
-class MathAttention(nn.Cell):
-    """softmax(q k^T / sqrt(d)) v on (B*H, N, D) tensors, ``CHUNK_SCORES`` score elements at a time.
+class Choice:
+    """What networks built from now on ask for where flash attention can be had; see ``choose``."""
 
-    ``causal`` masks what lies to the right of each query (text towers). The softmax is float32 whatever the rest is.
+    flash = False
+
+
+def choose(wanted: str, target: str, precision: str) -> None:
+    """Settle the implementation for the networks built after this, and say which and why.
+
+    Args:
+        wanted: ``model.attention``: "auto", "flash" or "math".
+        target: the device, "Ascend" or "CPU".
+        precision: ``launch.precision``; flash attention takes half precision only.
     """
+    reason = ""
+    if wanted == "math":
+        reason = "as asked for"
+    elif target != "Ascend":
+        reason = f"flash attention is a kernel of Ascend's, and this is the {target}"
+    elif precision == "fp32":
+        reason = "flash attention takes float16 and bfloat16, and --precision is fp32"
+    Choice.flash = not reason
+    if Choice.flash:
+        log.info("attention: flash; math, in pieces, where a layer is of a shape or type it does not take")
+    else:
+        log.log(logging.WARNING if wanted == "flash" else logging.INFO, "attention: math, in pieces: %s", reason)
 
-    rounding: ms.Type | None = None
 
-    def __init__(self, head_width: int, causal: bool = False):
-        super().__init__()
-        self.scale = head_width**-0.5
-        self.causal = causal
-        self.scores = P.BatchMatMul(transpose_b=True)
-        self.mix = P.BatchMatMul()
-        self.softmax = P.Softmax(-1)
+def flash_takes(query: Tensor, key: Tensor, value: Tensor, heads: int) -> bool:
+    """Whether (B, N, C), (B, M, C), (B, M, C) are within what ``ops.flash_attention_score`` documents (2.8 to 2.10)."""
+    batch, queries, channels = query.shape
+    keys = key.shape[1]
+    width = channels // heads
+    half = query.dtype == ms.float16 or query.dtype == ms.bfloat16
+    alike = query.dtype == key.dtype and query.dtype == value.dtype
+    shaped = width % 16 == 0 and width <= 512 and heads <= 256 and batch <= 2048
+    return half and alike and shaped and queries <= 512 * 1024 and keys <= 512 * 1024
 
-    def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        batch, queries, _ = query.shape
-        keys = key.shape[1]
-        query = query * self.scale
-        rows = max(1, CHUNK_SCORES // (batch * keys))
-        if self.causal or rows >= queries:
-            return self.attend(query, key, value)
-        parts = ()
-        for start in range(0, queries, rows):
-            stop = min(start + rows, queries)
-            parts = parts + (self.attend(query[:, start:stop], key, value),)
-        return ops.concat(parts, axis=1)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scores = self.scores(query, key).astype(ms.float32)
-        if self.causal:
-            length = scores.shape[-1]
-            hidden = ops.triu(ops.ones((length, length), scores.dtype), 1)
-            scores = scores + hidden.reshape(1, length, length) * MASKED
-        return self.mix(operand(self.softmax(scores), value.dtype, self.rounding), value)
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool) -> Tensor:
+    """(B, N, C), (B, M, C), (B, M, C) -> (B, N, C) by Ascend's kernel; ``flash_takes`` must hold.
+
+    Layout BSH, no dropout; in the mask of ``sparse_mode`` 0, (N, M), True is what a query does not see.
+    """
+    queries, keys = query.shape[1], key.shape[1]
+    mask = None
+    if causal:
+        mask = ops.arange(keys).reshape(1, keys) > ops.arange(queries).reshape(queries, 1)
+    scale = (query.shape[2] // heads) ** -0.5
+    return ops.flash_attention_score(
+        query, key, value, heads, attn_mask=mask, scalar_value=scale, input_layout="BSH", sparse_mode=0
+    )
 
 
 class MultiHeadAttention(nn.Cell):
-    """Split heads, attend, join heads: (B, N, C), (B, M, C), (B, M, C) -> (B, N, C)."""
+    """Attention of ``heads`` heads side by side: (B, N, C), (B, M, C), (B, M, C) -> (B, N, C).
+
+    ``causal``: no query sees what lies to the right of it.
+    """
 
     def __init__(self, heads: int, head_width: int, causal: bool = False):
         super().__init__()
-        self.heads, self.head_width = heads, head_width
+        self.heads, self.head_width, self.causal = heads, head_width, causal
+        self.flash = Choice.flash
         self.attention = MathAttention(head_width, causal)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.flash and flash_takes(query, key, value, self.heads):
+            return flash_attention(query, key, value, self.heads, self.causal)
         batch, length, channels = query.shape
         out = self.attention(self.split(query), self.split(key), self.split(value))
         if self.heads == 1:

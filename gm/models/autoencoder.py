@@ -4,7 +4,7 @@ from mindspore import Tensor, nn
 
 from gm.compilation import Graph
 from gm.models.architecture import AutoencoderArchitecture
-from gm.models.attention import MathAttention
+from gm.models.attention import MultiHeadAttention
 from gm.models.layers import Conv2d, GroupNorm, SiLU, upsample_nearest
 
 EPS = 1e-6
@@ -40,7 +40,7 @@ class PixelAttention(nn.Cell):
         self.k = Conv2d(channels, channels, 1)
         self.v = Conv2d(channels, channels, 1)
         self.proj_out = Conv2d(channels, channels, 1)
-        self.attention = MathAttention(channels)
+        self.attention = MultiHeadAttention(1, channels)
 
     def construct(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape

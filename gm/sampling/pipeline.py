@@ -16,9 +16,12 @@ from gm.diffusion.steps import Steps, add_noise, inference_steps, skipped_steps
 from gm.errors import UsageError
 from gm.models.architecture import size_numbers
 from gm.sampling.noise import PictureNoise
+from gm.sampling.tiling import tiled
 
 if TYPE_CHECKING:
     from gm.sampling.networks import Networks
+
+TILED_ABOVE = 2**21  # pixels: --vae_tiling auto
 
 UNCONDITIONALS = ("auto", "zeros", "empty", "dropout")
 
@@ -65,6 +68,14 @@ class Settings:
     aesthetic_score: float = 6.0  # these two: of the SDXL refiner
     negative_aesthetic_score: float = 2.5
     strength: float = 1.0  # of img2img
+    vae_tiling: str = "auto"
+    vae_tile_size: int = 1024
+
+    @property
+    def tile(self) -> int | None:
+        """Side of the tiles the autoencoder sees the picture in, in pixels; None: it sees it whole."""
+        wanted = self.vae_tiling == "on" or (self.vae_tiling == "auto" and self.height * self.width > TILED_ABOVE)
+        return self.vae_tile_size if wanted and max(self.height, self.width) > self.vae_tile_size else None
 
     def time_ids(self, count: int = 6, negative: bool = False) -> tuple[float, ...]:
         """What the model is told (``gm.models.architecture.size_numbers``); ``negative``: what to steer away from."""
@@ -188,7 +199,7 @@ class Pipeline:
                 draw,
                 (lambda index, denoised: on_step()) if on_step else None,
             )
-            pictures = to_pictures(self.networks.decode(latents))
+            pictures = to_pictures(self._decode(latents, settings.tile))
             for index in range(min(batch_size, len(requests) - first)):
                 yield Drawn(pictures[index], latents[index])
 
@@ -238,7 +249,14 @@ class Pipeline:
     def _encode_picture(self, picture: Image.Image, settings: Settings) -> np.ndarray:
         resized = picture.convert("RGB").resize((settings.width, settings.height), Image.Resampling.LANCZOS)
         pixels = np.asarray(resized, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1.0
-        return self.networks.encode(pixels)
+        if settings.tile is None:
+            return self.networks.encode(pixels)
+        return tiled(self.networks.encode, pixels, settings.tile)
+
+    def _decode(self, latents: np.ndarray, tile: int | None) -> np.ndarray:
+        if tile is None:
+            return self.networks.decode(latents)
+        return tiled(self.networks.decode, latents, tile // self.networks.downsampling)
 
 
 def plan_steps(settings: Settings, alphas_cumprod: np.ndarray) -> Steps:

@@ -49,11 +49,16 @@ def run(config: Config) -> Path:
     tokenizers = Tokenizers.of(config.model)
     _warn_of_long_prompts(tokenizers, wishes)
 
-    start(config.launch)
+    device = start(config.launch)
+    from gm.models import attention  # imports MindSpore, which start() prepares
+
+    attention.choose(config.model.attention, device.target, config.launch.precision)
     begun = time.perf_counter()
     pipeline = Pipeline.from_weights(config.model.weight, tokenizers, abar, config.diffusion.prediction_type)
     for chosen in dict.fromkeys(wish.settings for wish in wishes):
         pipeline.check(chosen)
+        if chosen.tile:
+            log.info("autoencoder: %dx%d in tiles of %d pixels", chosen.width, chosen.height, chosen.tile)
     log.info("%s loaded in %.1f s", config.model.weight, time.perf_counter() - begun)
 
     folder = Path(sample.save_path)

@@ -1,0 +1,134 @@
+"""Attention in pieces: the definition, its gradient, whatever the size of the pieces, and memory that stays bounded."""
+
+import subprocess
+import sys
+
+import mindspore as ms
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mindspore import Tensor, nn, ops
+
+from gm.models.math_attention import MathAttention, pieces
+
+HEADS, QUERIES, KEYS, WIDTH = 3, 5, 5, 16
+# whole; two heads and one; unequal parts of a head; less than one query's scores
+SIZES = {False: (2**24, 2 * QUERIES * KEYS, 3 * KEYS, 1), True: (2**24, 3 * KEYS)}
+
+
+@pytest.fixture(autouse=True)
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@given(heads=st.integers(1, 40), queries=st.integers(1, 60), keys=st.integers(1, 60), most=st.integers(1, 5000))
+def test_pieces_cover_everything_once_and_none_is_too_large(heads, queries, keys, most):
+    seen = np.zeros((heads, queries), int)
+    for head, count, rows in pieces(heads, queries, keys, most):
+        for first, length in rows:
+            seen[head : head + count, first : first + length] += 1
+            assert count * length * keys <= max(most, keys)
+    assert (seen == 1).all()
+
+
+class Gradients(nn.Cell):
+    def __init__(self, attention: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.attention = attention
+        self.differentiate = ops.GradOperation(get_all=True, sens_param=True)
+
+    def construct(self, query, key, value, slopes):
+        return self.attention(query, key, value), self.differentiate(self.attention)(query, key, value, slopes)
+
+
+def expected(query, key, value, slopes, causal):
+    """Output and gradients in float64, from the definition."""
+    scores = query @ key.transpose(0, 2, 1) / np.sqrt(query.shape[-1])
+    if causal:
+        scores = np.where(np.tril(np.ones(scores.shape[1:])), scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    dweights = slopes @ value.transpose(0, 2, 1)
+    dscores = weights * (dweights - (dweights * weights).sum(axis=-1, keepdims=True)) / np.sqrt(query.shape[-1])
+    gradients = dscores @ key, dscores.transpose(0, 2, 1) @ query, weights.transpose(0, 2, 1) @ slopes
+    return weights @ value, *gradients
+
+
+def arrays(keys: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = ((HEADS, QUERIES, WIDTH), (HEADS, keys, WIDTH), (HEADS, keys, WIDTH), (HEADS, QUERIES, WIDTH))
+    return [rng.normal(size=shape) for shape in shapes]
+
+
+@pytest.mark.parametrize(("causal", "keys"), [(False, 7), (True, KEYS)])
+def test_output_and_gradients_are_the_definition_for_every_size_of_the_pieces(causal, keys):
+    inputs = arrays(keys, seed=0)
+    wanted = expected(*inputs, causal)
+    cells = [Gradients(MathAttention(WIDTH, causal, most)) for most in SIZES[causal]]
+    for cell in cells:
+        out, gradients = cell(*(Tensor(array, ms.float32) for array in inputs))
+        for ours, right in zip((out, *gradients), wanted):
+            np.testing.assert_allclose(ours.asnumpy(), right, atol=2e-6 * np.abs(right).max())
+
+
+def test_in_float16_softmax_and_its_gradient_are_as_fine_as_the_numbers():
+    inputs = [array.astype(np.float16) for array in arrays(KEYS, seed=1)]
+    wanted = expected(*(array.astype(np.float64) for array in inputs), causal=False)
+    out, gradients = Gradients(MathAttention(WIDTH, False, 3 * KEYS))(*map(Tensor, inputs))
+    for ours, right in zip((out, *gradients), wanted):
+        assert ours.dtype == ms.float16
+        assert np.linalg.norm(ours.asnumpy() - right) <= 2**-10 * np.linalg.norm(right)
+
+
+def test_a_common_part_of_the_gradient_is_not_lost_to_rounding():
+    """Values with a large mean: what the scores' gradient subtracts is hundreds of times what remains."""
+    query, key, value, slopes = arrays(KEYS, seed=2)
+    value, slopes = value + 30.0, np.abs(slopes)
+    inputs = [array.astype(np.float16) for array in (query, key, value, slopes)]
+    wanted = expected(*(array.astype(np.float64) for array in inputs), causal=False)
+    cell = Gradients(MathAttention(WIDTH))
+    _, gradients = cell(*map(Tensor, inputs))
+    out_rounding = 2**-11 * np.abs(wanted[0]).max() * np.abs(inputs[3].astype(np.float64)).sum(-1).max()
+    error = np.abs(gradients[0].asnumpy() - wanted[1]).max()
+    assert error <= 2 * out_rounding / np.sqrt(WIDTH) * np.abs(inputs[1].astype(np.float64)).max()
+
+
+def test_pynative_gives_the_same():
+    inputs = arrays(KEYS, seed=3)
+    wanted = expected(*inputs, causal=True)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    attention = MathAttention(WIDTH, True, 3 * KEYS)
+    *given_inputs, slopes = (Tensor(array, ms.float32) for array in inputs)
+    gradients = ops.GradOperation(get_all=True, sens_param=True)(attention)(*given_inputs, slopes)
+    for ours, right in zip((attention(*given_inputs), *gradients), wanted):
+        np.testing.assert_allclose(ours.asnumpy(), right, atol=2e-6 * np.abs(right).max())
+
+
+# Peak resident memory above what the process had with its inputs made, in bytes.
+PEAK = """
+import gm, numpy as np, sys
+from mindspore import Tensor, nn, ops
+import mindspore as ms
+from tests.models.test_math_attention import Gradients
+from gm.models.math_attention import MathAttention
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+
+ms.set_context(mode=ms.GRAPH_MODE)
+rng = np.random.default_rng(0)
+inputs = [Tensor(rng.normal(size=(4, 4096, 16)), ms.float32) for _ in range(4)]
+cell = Gradients(MathAttention(16, False, int(sys.argv[1])))
+before = peak()
+out, gradients = cell(*inputs)
+[array.asnumpy() for array in (out, *gradients)]
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_forward_and_backward_never_hold_the_score_matrix():
+    done = subprocess.run([sys.executable, "-c", PEAK, str(2**22)], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 4 * 4 * 4096 * 4096  # one float32 score matrix
