@@ -269,8 +269,15 @@ class LaunchConfig:
         False,
         "training from pictures: autoencoder and text encoders as graphs of their own, compiled apart from the step",
     )
-    data_sink: bool = setting(False, "let the device fetch --sink_size batches by itself")
-    sink_size: int = setting(1000, "steps per sink", unit="steps", at_least=1)
+    data_sink: bool = setting(
+        False, "Ascend: batches wait in a queue on the device; everywhere: the host logs once in --sink_size steps only"
+    )
+    sink_size: int = setting(
+        1000,
+        "with --data_sink: steps after which the host waits for the device and logs them",
+        unit="steps",
+        at_least=1,
+    )
 
 
 @dataclass
@@ -471,6 +478,4 @@ NOT_IN_THIS_RELEASE: dict[str, tuple[Any, ...]] = {
     "launch.precision": ("fp32",),
     "launch.param_fp16": (False,),
     "launch.is_parallel": (False,),
-    "launch.data_sink": (False,),
-    "launch.sink_size": (1000,),
 }

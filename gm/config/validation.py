@@ -100,6 +100,11 @@ def _validate_cache(config: Config) -> None:
             "--infer_during_train draws with the text encoders of --weight, which --train_text_encoder changes: "
             "leave one of them out"
         )
+    if config.launch.data_sink and config.launch.multi_graph and not (latent or config.train.text_encoders):
+        raise UsageError(
+            "--data_sink reads ahead of the steps, and the encoders of --multi_graph cannot run beside them: "
+            "train from the cache, or leave one of them out"
+        )
     if config.task == "cache" and not latent:
         raise UsageError("task cache has nothing to write: turn --cache_latent and --cache_text_embedding on")
 

@@ -22,7 +22,7 @@ from gm.training.interruption import Interruption
 from gm.training.lr import learning_rate
 from gm.training.recorder import NotFinite, Recorder, Taken
 from gm.training.run_folder import RunFolder
-from gm.training.step import tensors
+from gm.training.sink import feed
 from gm.training.timing import Compilations, Stopwatch, timed
 from gm.training.validation import Draw, Validation
 
@@ -45,7 +45,7 @@ class Run:
         held_out: list[Batch] | None = None,
         draw: Draw | None = None,
     ):
-        self.config, self.folder, self.batches = config, folder, batches
+        self.config, self.folder = config, folder
         parts.step.set_train()
         self.parts, self.step = parts, parts.step
         self.contents = state.Contents(parts.weights, parts.ema.state if parts.ema else [], parts.state)
@@ -63,6 +63,9 @@ class Run:
                 raise SuiteError(f"the run has seed {progress.seed}: resume it with --seed {progress.seed}")
             self.done = self.saved = progress.step
             log.info("resuming after step %d", self.done)
+        steps = max(config.train.max_train_steps - self.done, 1)
+        self.feed = feed(config.launch, batches, steps * config.optim.gradient_accumulation_steps)
+        self.interval = config.launch.sink_size if config.launch.data_sink else config.train.log_interval
         evaluation = None
         if held_out:
             evaluation = eval_loss.EvalLoss(parts.loss, held_out, config.diffusion, eval_loss.grid(config))
@@ -139,13 +142,13 @@ class Run:
         if look:
             self.recorder.wait()
             known |= self.validation.look(step, self.recorder.metrics.show)
-        if step % train.log_interval == 0 or step == train.max_train_steps or compiled or look:
+        if step % self.interval == 0 or step == train.max_train_steps or compiled or look:
             self.fetch()
 
     def read(self) -> list[tuple[Tensor, ...]]:
         """The batches of the next step; if they cannot be had, the steps before are saved."""
         try:
-            return [tensors(next(self.batches)) for _ in range(self.config.optim.gradient_accumulation_steps)]
+            return [next(self.feed) for _ in range(self.config.optim.gradient_accumulation_steps)]
         except (SuiteError, OSError) as error:
             if self.done and self.saved != self.done:
                 self.save()
@@ -188,9 +191,7 @@ class Run:
 
     def write(self) -> None:
         with self.watch("save") as spent:
-            state.save(
-                self.folder, state.Progress(self.done, self.batches.cursor, self.config.train.seed), self.contents
-            )
+            state.save(self.folder, state.Progress(self.done, self.feed.cursor, self.config.train.seed), self.contents)
             self.folder.keep_newest(self.config.train.max_num_ckpt, self.done)
         self.saved, self.saving = self.done, self.saving + spent()
         log.info("step %d saved in %.1f s", self.done, spent())

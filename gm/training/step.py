@@ -123,7 +123,12 @@ def fields_of(batch: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     return PICTURE_FIELDS if "pictures" in batch else BATCH_FIELDS
 
 
-def tensors(batch: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:
-    """The arrays of a batch as the step takes them."""
+def arrays(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The arrays of a batch in the order and the types of the step."""
     types = {"ids": np.int32}
-    return tuple(Tensor(np.ascontiguousarray(batch[name], types.get(name, np.float32))) for name in fields_of(batch))
+    return tuple(np.ascontiguousarray(batch[name], types.get(name, np.float32)) for name in fields_of(batch))
+
+
+def tensors(batch: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:
+    """A batch as the step takes it."""
+    return tuple(Tensor(array) for array in arrays(batch))
