@@ -69,29 +69,28 @@ class SafetensorsWriter:
         self.names = [name for name, _, _ in ordered]
         # diffusers and transformers refuse a file that does not say which framework it is for.
         header: dict = {"__metadata__": {"format": "pt"}}
-        offset, self.sizes = 0, {}
+        offset = 0
         for name, shape, dtype in ordered:
             size = math.prod(shape) * NUMPY_TYPES[dtype].itemsize
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-            self.sizes[name] = size
             offset += size
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         file.write(len(text).to_bytes(8, "little") + text)
-        self._waiting = iter(self.names)
+        self._waiting = iter(ordered)
 
-    def add(self, name: str, pieces: Iterable[Piece]) -> None:
+    def add(self, name: str, shape: tuple[int, ...], dtype: str, pieces: Iterable[Piece]) -> None:
         """Append the contents of one tensor.
 
         Raises:
-            ValueError: out of order, or the pieces do not add up to the shape.
+            ValueError: not the tensor that is next, or the pieces do not add up to the shape.
         """
-        if next(self._waiting, None) != name:
+        if (name, shape, dtype) != next(self._waiting, None):
             raise ValueError(f"{name} is out of order")
-        written = 0
+        size, written = math.prod(shape) * NUMPY_TYPES[dtype].itemsize, 0
         for piece in pieces:
             view = as_bytes(piece)
             self.file.write(view)
             written += len(view)
-        if written != self.sizes[name]:
-            raise ValueError(f"{name}: {written} bytes instead of {self.sizes[name]}")
+        if written != size:
+            raise ValueError(f"{name}: {written} bytes instead of {size}")

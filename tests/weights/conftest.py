@@ -45,6 +45,11 @@ MODELS = {
 }
 
 
+@pytest.fixture(scope="session")
+def models():
+    return MODELS
+
+
 @pytest.fixture(params=MODELS)
 def model_name(request):
     return request.param

@@ -49,7 +49,8 @@ def test_the_library_reads_what_our_writer_writes(tmp_path, make_tensors):
     with open(path, "wb") as file:
         writer = SafetensorsWriter(file, [(name, shape, tag) for name, (shape, tag, _) in tensors.items()])
         for name in writer.names:
-            writer.add(name, [tensors[name][2]])
+            shape, tag, array = tensors[name]
+            writer.add(name, shape, tag, [array])
     assert writer.names[0] == "b"  # wider types first, so that each is aligned
     with safe_open(path, "numpy") as file:
         assert file.metadata() == {"format": "pt"}

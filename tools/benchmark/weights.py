@@ -74,13 +74,11 @@ def write_synthetic(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -
     rng = np.random.default_rng(seed)
     with replacing(path) as file:
         if path.suffix == ".ckpt":
-            ckpt = CkptWriter(file)
-            for name, shape in shapes.items():
-                ckpt.add(name, shape, "F16", random_pieces(shape, rng))
+            writer = CkptWriter(file)
         else:
             writer = SafetensorsWriter(file, [(name, shape, "F16") for name, shape in shapes.items()])
-            for name in writer.names:
-                writer.add(name, random_pieces(shapes[name], rng))
+        for name, shape in shapes.items():
+            writer.add(name, shape, "F16", random_pieces(shape, rng))
 
 
 def peak_megabytes() -> float:
