@@ -27,6 +27,8 @@ def os_error_reason(error: OSError) -> tuple[str, str]:
         return f"no space left on the disk{where}", "free some"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission{where}", "choose a folder you may write to, or change its rights"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"a file is in the way{where}", "choose another place"
     if error.errno == errno.ENOENT:
         return f"no such file or folder{where}", ""
     return f"{error.strerror or error}{where}", ""

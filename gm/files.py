@@ -1,35 +1,11 @@
 """Files that appear whole or not at all: write beside, fsync, rename."""
 
-import io
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-
-BLOCK_BYTES = 64 * 2**20  # small enough to begin soon, large enough to be written in one go
-
-
-class _StreamedFile(io.FileIO):
-    """A new file whose blocks begin their way to the disk as they come, so that fsync finds little left to do."""
-
-    def __init__(self, path: Path):
-        super().__init__(path, "w")
-        self._written = self._begun = 0
-
-    def write(self, data: Any) -> int:
-        count = super().write(data)
-        self._written += count
-        if self._written - self._begun >= BLOCK_BYTES and hasattr(os, "posix_fadvise"):
-            # On Linux this begins to write what is not on the disk yet, and does not wait for it.
-            os.posix_fadvise(self.fileno(), self._begun, self._written - self._begun, os.POSIX_FADV_DONTNEED)
-            self._begun = self._written
-        return count
-
-
-def _opened(path: Path, mode: str) -> IO:
-    return io.BufferedWriter(_StreamedFile(path)) if "b" in mode else open(path, mode, encoding="utf-8")
 
 
 @contextmanager
@@ -38,16 +14,17 @@ def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    encoding = None if "b" in mode else "utf-8"
     try:
-        with _opened(temporary, mode) as file:
+        with open(temporary, mode, encoding=encoding) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
+            error.filename = str(path)  # a write names no file, and nobody knows the temporary one
         raise
 
 

@@ -5,16 +5,13 @@ import os
 
 import pytest
 
-from gm import files
 from gm.errors import explain
 from gm.files import replacing, write_json, write_text
 
 CONTENT = os.urandom(1000)
 
 
-@pytest.mark.parametrize("block", [1, 7, 64, 10**9])
-def test_what_is_written_is_in_the_file(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(files, "BLOCK_BYTES", block)
+def test_what_is_written_is_in_the_file(tmp_path):
     with replacing(tmp_path / "deep/er/file.bin") as file:
         for begin in range(0, 1000, 13):
             file.write(CONTENT[begin : begin + 13])
@@ -47,6 +44,18 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path):
     assert error.value.errno == errno.ENOSPC
     assert explain(error.value) == (f"no space left on the disk at {path}: free some and run the same command again", 1)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file/it.txt", "file/in/it.txt"])
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path, place):
+    (tmp_path / "file").write_bytes(b"")
+    error = pytest.raises(OSError, write_text, tmp_path / place, "").value
+    assert explain(error)[0].startswith(f"a file is in the way at {tmp_path}/file")
+
+
+def test_the_temporary_name_is_never_told():
+    error = pytest.raises(OSError, write_text, "/proc/it.txt", "").value  # where no file can be made
+    assert explain(error)[0].endswith(" /proc/it.txt")
 
 
 def test_text_and_json(tmp_path):

@@ -1,11 +1,7 @@
 """One weight file into another: every format in, every format out, one chunk at a time."""
 
-import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -16,10 +12,8 @@ from gm.weights.ckpt import CkptWriter
 from gm.weights.dtypes import NUMPY_TYPES, cast, target_tag
 from gm.weights.files import WeightFile, open_weights
 from gm.weights.safetensors_file import SafetensorsWriter
-from gm.weights.sources import CHUNK_BYTES
 
-T = TypeVar("T")
-CAST_VALUES = 2**14  # cast at a time
+CAST_VALUES = 2**15  # cast at a time
 FORMATS = {".ckpt": "ckpt", ".safetensors": "safetensors"}
 
 
@@ -78,58 +72,33 @@ def write_file(target: Path, items: Sequence[Item], output: str) -> None:
             writer = SafetensorsWriter(file, [(name, weights.shape(name), tag) for weights, name, tag in items])
             by_name = {item[1]: item for item in items}
             items = [by_name[name] for name in writer.names]
-        with closing(ahead(contents(items))) as feed:
-            for weights, name, tag in items:
-                writer.add(name, weights.shape(name), tag, next_tensor(feed, bar))
+        for weights, name, tag in items:
+            writer.add(name, weights.shape(name), tag, watched(converted(weights, name, tag), bar))
 
 
-def ahead(values: Iterator[T]) -> Iterator[T]:
-    """``values`` but None, each made in a thread while the one before it is used."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, values, None)
-        while (value := coming.result()) is not None:
-            coming = pool.submit(next, values, None)
-            yield value
-
-
-def contents(items: Sequence[Item]) -> Iterator[np.ndarray | tuple]:
-    """The values of each tensor in its new format, in chunks, and () after each tensor.
-
-    A chunk is valid until the one after the next is asked for.
-    """
-    # Two that take turns: to fetch memory anew for each chunk would cost more than the cast.
-    buffers = itertools.cycle([np.empty(2 * CHUNK_BYTES, np.uint8), np.empty(2 * CHUNK_BYTES, np.uint8)])
-    for weights, name, tag in items:
-        own = weights.dtype(name)
-        for chunk in weights.stream(name):
-            length = len(chunk) if own == tag else 2 * CHUNK_BYTES // NUMPY_TYPES[tag].itemsize
-            for begin in range(0, len(chunk), length):
-                part = chunk[begin : begin + length]
-                yield part if own == tag else _cast_into(next(buffers), part, weights, name, tag)
-        yield ()
-
-
-def _cast_into(buffer: np.ndarray, values: np.ndarray, weights: WeightFile, name: str, tag: str) -> np.ndarray:
-    result = buffer.view(NUMPY_TYPES[tag])[: len(values)]
-    try:
-        for begin in range(0, len(values), CAST_VALUES):
-            part = slice(begin, begin + CAST_VALUES)
-            result[part] = cast(values[part], weights.dtype(name), tag)
-    except SuiteError as error:
-        raise SuiteError(f"{weights.path}: {name}: {error}") from None
-    return result
-
-
-def next_tensor(feed: Iterator[np.ndarray | tuple], bar: tqdm) -> Iterator[np.ndarray]:
-    """The chunks of the tensor that comes next in ``feed``, counted by a progress bar."""
-    while len(chunk := next(feed)):
-        yield chunk
-        bar.update(chunk.nbytes)
+def converted(weights: WeightFile, name: str, tag: str) -> Iterator[np.ndarray]:
+    """The chunks of one tensor in format ``tag``."""
+    own = weights.dtype(name)
+    for chunk in weights.stream(name):
+        # In pieces, whose memory malloc can give again and again.
+        step = len(chunk) if own == tag else CAST_VALUES
+        for begin in range(0, len(chunk), step):
+            try:
+                yield cast(chunk[begin : begin + step], own, tag)
+            except SuiteError as error:
+                raise SuiteError(f"{weights.path}: {name}: {error}") from None
 
 
 def tensor_bytes(shape: tuple[int, ...], tag: str) -> int:
     """Bytes of a tensor in a file."""
     return int(np.prod(shape, dtype=np.int64)) * NUMPY_TYPES[tag].itemsize
+
+
+def watched(chunks: Iterator[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
+    """``chunks``, counted by a progress bar."""
+    for chunk in chunks:
+        yield chunk
+        bar.update(chunk.nbytes)
 
 
 def progress(title: str, total: int) -> tqdm:

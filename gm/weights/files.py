@@ -80,7 +80,7 @@ class WeightFile:
         return self.sources[name].read()
 
     def stream(self, name: str) -> Iterator[np.ndarray]:
-        """The tensor in small flat chunks; each is valid until the one after the next is asked for.
+        """The tensor in flat chunks of a few megabytes; each is valid until the next is asked for.
 
         Raises:
             SuiteError: a value is NaN or infinite.

@@ -1,6 +1,5 @@
 """Tensors that wait in files: each knows its shape and format, and yields its values in bounded chunks."""
 
-import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from gm.weights import ckpt, safetensors_file
 from gm.weights.ckpt import Entry
 from gm.weights.dtypes import NUMPY_TYPES
 
-CHUNK_BYTES = 2**19  # a chunk stays in the processor's cache between reading, checking, casting and writing
+CHUNK_BYTES = 2**20  # a chunk stays in the processor's cache between reading, checking, casting and writing
 
 
 class TensorFile:
@@ -85,14 +84,13 @@ class FileSource:
         return self.entry.dtype
 
     def stream(self) -> Iterator[np.ndarray]:
-        """Flat chunks; two buffers take turns, so a chunk is valid until the one after the next is asked for."""
+        """Flat chunks; one buffer is used again and again, so a chunk is valid until the next."""
         if not self.entry.nbytes:
             return
-        length = min(CHUNK_BYTES, max(size for _, size in self.entry.pieces))
-        buffers = itertools.cycle([np.empty(length, np.uint8), np.empty(length, np.uint8)])
+        buffer = np.empty(min(CHUNK_BYTES, max(size for _, size in self.entry.pieces)), np.uint8)
         for offset, size in self.entry.pieces:
-            for begin in range(0, size, length):
-                chunk = next(buffers)[: min(length, size - begin)]
+            for begin in range(0, size, len(buffer)):
+                chunk = buffer[: min(len(buffer), size - begin)]
                 self.file.read_into(offset + begin, chunk.data)
                 yield chunk.view(NUMPY_TYPES[self.dtype])
 
