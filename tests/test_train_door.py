@@ -11,6 +11,7 @@ import pytest
 
 from gm.config import Config
 from gm.errors import SuiteError
+from gm.launch import Device
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "train.py"
@@ -94,18 +95,25 @@ def test_print_config_needs_no_data():
         ("cache", "gm.data.cache", "build"),
     ],
 )
-def test_each_task_goes_to_its_room_with_the_whole_configuration(door, monkeypatch, task, module, function):
+def test_each_task_goes_to_its_room_with_the_whole_configuration(door, monkeypatch, caplog, task, module, function):
+    def start(launch):
+        started.append(launch)
+        return Device("CPU")
+
     received, started = [], []
     room, _, name = module.rpartition(".")
     fake = SimpleNamespace(**{function: lambda config, *rest: received.append(config)})
     monkeypatch.setitem(sys.modules, module, fake)
     monkeypatch.setattr(f"{room}.{name}", fake, raising=False)
-    monkeypatch.setattr("gm.launch.start", started.append)
-    door.main(["--task", task, "--data_path", "D", "--seed", "9", "--threads", "2"])
+    monkeypatch.setattr("gm.launch.start", start)
+    with caplog.at_level("INFO"):
+        door.main(["--task", task, "--data_path", "D", "--seed", "9", "--threads", "2", "--attention", "flash"])
     (config,) = received
     assert isinstance(config, Config)
     assert (config.data.path, config.train.seed) == ("D", 9)
     assert started == ([] if task == "check" else [config.launch])  # checking pictures needs no device
+    told = [record.getMessage() for record in caplog.records if record.name == "gm.models.attention"]
+    assert [line.split(":")[:2] for line in told] == [["attention", " math, in pieces"]] * len(started)
 
 
 def test_nothing_is_done_on_a_device_that_cannot_start(door, monkeypatch):

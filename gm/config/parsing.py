@@ -200,6 +200,8 @@ def convert(known: Setting, given: Given) -> Any:
         if not isinstance(value, bool):
             raise wrong
         return value
+    if isinstance(value, bool) and "on" in known.properties.get("choices", ()):
+        value = "on" if value else "off"  # YAML reads the bare words as booleans
     value = VALUE_ALIASES.get((known.path, str(value)), value)
     if isinstance(value, bool) or (known.type is str and not isinstance(value, (str, int, float))):
         raise wrong
