@@ -65,7 +65,7 @@ def yaml(tmp_path):
 def test_command_line_beats_file_beats_defaults(yaml):
     file = yaml("optim: {learning_rate: 3.0e-4, beta1: 0.5}\n")
     config = read("--config", file, "--beta1", "0.7")
-    assert (config.optim.learning_rate, config.optim.beta1, config.optim.beta2) == (3e-4, 0.7, 0.999)
+    assert (config.optim.learning_rate, config.optim.beta1, config.optim.epsilon) == (3e-4, 0.7, 1e-8)
 
 
 def test_order_on_the_command_line_does_not_matter_between_files_and_flags(yaml):
@@ -452,7 +452,7 @@ def test_print_config_shows_every_value_and_where_it_came_from(yaml, capsys):
     assert set(shown) == set(SETTINGS)
     assert shown["optim.beta1"] == f"0.5 # {file}"
     assert shown["train.seed"] == "7 # command line"
-    assert shown["optim.beta2"] == "0.999 # default"
+    assert shown["optim.weight_decay"] == "0.01 # default"
 
 
 @pytest.mark.parametrize("door", ["train", "sample"])

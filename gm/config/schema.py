@@ -160,10 +160,16 @@ class DiffusionConfig:
 
 @dataclass
 class OptimConfig:
-    optimizer: str = setting("adamw", "optimizer", choices=("adamw",))
+    optimizer: str = setting(
+        "adamw",
+        "adamw: two moments a weight; lion: one (arXiv 2302.06675); adafactor: next to none (arXiv 1804.04235)",
+        choices=("adamw", "adafactor", "lion"),
+    )
     learning_rate: float = setting(1e-5, "peak learning rate", at_least=0)
-    beta1: float = setting(0.9, "decay of AdamW's first moment", at_least=0, below=1)
-    beta2: float = setting(0.999, "decay of AdamW's second moment", at_least=0, below=1)
+    beta1: float = setting(0.9, "decay of the first moment of adamw and lion", at_least=0, below=1)
+    beta2: float | None = setting(
+        None, "decay of the second moment of adamw, default 0.999; of lion's moment, 0.99", at_least=0, below=1
+    )
     epsilon: float = setting(1e-8, "AdamW's term against division by zero", above=0)
     weight_decay: float = setting(1e-2, "decoupled weight decay; norms and biases have none", at_least=0)
     lr_scheduler: str = setting(
@@ -172,11 +178,17 @@ class OptimConfig:
         choices=("constant", "linear", "cosine", "polynomial"),
     )
     lr_warmup_steps: int = setting(0, "steps from 0 to the peak learning rate", unit="steps", at_least=0)
+    lr_end: float = setting(0.0, "learning rate after the last step of linear, cosine and polynomial", at_least=0)
+    lr_power: float = setting(1.0, "exponent of polynomial", above=0)
+    relative_step: bool = setting(
+        False, "adafactor: multiply the learning rate by the size of each tensor, and let it fall as 1/sqrt(step)"
+    )
     clip_grad: bool = setting(False, "scale gradients down to --max_grad_norm")
     max_grad_norm: float = setting(1.0, "largest global norm of the gradients with --clip_grad", above=0)
     gradient_accumulation_steps: int = setting(1, "batches per update of the weights", unit="batches", at_least=1)
     use_ema: bool = setting(False, "keep, and save, an exponential moving average of the weights")
     ema_decay: float = setting(0.9999, "decay of the moving average", at_least=0, below=1)
+    ema_update_interval: int = setting(1, "updates of the weights to one of the average", unit="steps", at_least=1)
     scale_lr: bool = setting(False, "multiply the learning rate by batch size, accumulation steps and devices")
 
 
@@ -262,8 +274,18 @@ class LaunchConfig:
     deterministic: bool = setting(
         True, "take only kernels that give the same bits every time; costs some speed on Ascend"
     )
-    precision: str = setting("fp32", "arithmetic of the networks", choices=("fp32", "fp16", "bf16"))
-    param_fp16: bool = setting(False, "keep the weights in float16")
+    precision: str = setting(
+        "fp32",
+        "arithmetic of the UNet; weights, norms, softmax, loss and the other networks stay float32",
+        choices=("fp32", "fp16", "bf16"),
+    )
+    param_fp16: bool = setting(
+        False, "keep the UNet's weights in float16, and float32 ones in the optimizer; --precision fp16 unless set"
+    )
+    init_loss_scale: float = setting(65536.0, "float16: what the loss is multiplied by at first", at_least=1)
+    loss_scale_window: int = setting(
+        2000, "float16: steps without overflow after which the loss scale doubles", unit="steps", at_least=1
+    )
     is_parallel: bool = setting(False, "data parallel over several devices")
     multi_graph: bool = setting(
         False,
@@ -468,6 +490,7 @@ ALIASES: dict[str, str] = {
 VALUE_ALIASES: dict[tuple[str, str], str] = {
     ("task", "txt2img"): "train",  # MindONE
     ("launch.precision", "no"): "fp32",  # diffusers
+    ("optim.lr_scheduler", "constant_with_warmup"): "constant",  # diffusers; constant has the warm-up it is given
     ("diffusion.beta_schedule", "squaredcos_cap_v2"): "cosine",  # diffusers
     **{("train.recompute", word): "all" for word in ("True", "true")},  # this and the next: diffusers, MindONE
     **{("train.recompute", word): "none" for word in ("False", "false")},
@@ -475,7 +498,5 @@ VALUE_ALIASES: dict[tuple[str, str], str] = {
 
 # Settings that parse but of which this release runs these values only; others are refused. Delete a row to open it.
 NOT_IN_THIS_RELEASE: dict[str, tuple[Any, ...]] = {
-    "launch.precision": ("fp32",),
-    "launch.param_fp16": (False,),
     "launch.is_parallel": (False,),
 }

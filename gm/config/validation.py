@@ -38,11 +38,14 @@ def memory_in_gigabytes(text: str) -> float:
 
 
 def complete(config: Config, origins: dict[str, str]) -> None:
-    """Settings that follow from others: the cache task encodes both parts unless told otherwise."""
+    """Settings that follow from others: the cache task encodes both parts unless told otherwise, and so on."""
     if config.task == "cache" and not {"cache.latent", "cache.text_embedding"} & set(origins):
         config.cache.latent = config.cache.text_embedding = True
         origins |= dict.fromkeys(("cache.latent", "cache.text_embedding"), "task cache")
         print("note: --task cache writes latents and text embeddings", file=sys.stderr)
+    if config.launch.param_fp16 and "launch.precision" not in origins:
+        config.launch.precision = "fp16"
+        origins["launch.precision"] = "--param_fp16"
     if config.validation.infer_during_train:
         for side in ("sample.height", "sample.width"):
             if side not in origins:
@@ -65,6 +68,10 @@ def validate(config: Config, door: str = "train") -> None:
     if config.launch.max_device_memory is not None:
         memory_in_gigabytes(config.launch.max_device_memory)
     _validate_diffusion(config)
+    if config.launch.param_fp16 and config.launch.precision == "bf16":
+        raise UsageError("--param_fp16 keeps weights in float16, which --precision bf16 does not take: leave one out")
+    if config.optim.relative_step and config.optim.optimizer != "adafactor":
+        raise UsageError(f"--relative_step is of --optimizer adafactor, not {config.optim.optimizer}: leave it out")
     if config.dry_run and (door, config.task) != ("train", "train"):
         raise UsageError("--dry_run is for training only: leave it out")
     if door == "sample":

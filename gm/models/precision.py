@@ -16,6 +16,13 @@ DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 log = logging.getLogger(__name__)
 
 
+def set_precision(network: nn.Cell, precision: str, param_fp16: bool) -> None:
+    """Both of it at once; before the weights are loaded, so that they are cast one by one."""
+    if param_fp16:
+        keep_in_half(network)
+    compute_in(network, precision)
+
+
 def compute_in(network: nn.Cell, precision: str, target: str | None = None) -> None:
     """Make ``network``, which has a ``dtype``, compute in ``precision``; what it takes and returns stays as it is.
 

@@ -12,6 +12,7 @@ from gm.models.architecture import ModelArchitecture
 from gm.models.autoencoder import Autoencoder, AutoencoderDecoder, AutoencoderEncoder
 from gm.models.build import build_autoencoder, build_conditioner, build_unet
 from gm.models.conditioner import TextConditioner, conditioning_vector
+from gm.models.precision import set_precision
 from gm.models.unet import UNet
 from gm.weights.files import open_weights
 from gm.weights.load import load_into
@@ -88,8 +89,12 @@ class Denoiser(Protocol):
     def __call__(self, latents: np.ndarray, timestep: float) -> np.ndarray: ...
 
 
-def load_networks(path: str | Path, unet: UNet | None = None) -> Networks:
+def load_networks(
+    path: str | Path, unet: UNet | None = None, precision: str = "fp32", param_fp16: bool = False
+) -> Networks:
     """Build what the weights say they are, and fill it; with ``unet``, around that one as it is.
+
+    ``precision`` and ``param_fp16`` are of a UNet that is built; the other networks are float32.
 
     Raises:
         SuiteError: no such file, a damaged one, or one that lacks a network.
@@ -110,6 +115,7 @@ def load_networks(path: str | Path, unet: UNet | None = None) -> Networks:
         filled = [build_autoencoder(architecture.autoencoder), build_conditioner(architecture)]
         if unet is None:
             unet = build_unet(architecture.unet)
+            set_precision(unet, precision, param_fp16)
             filled.append(unet)
         for network in filled:
             load_into(network, weights)

@@ -114,6 +114,8 @@ class Pipeline:
         tokenizers: Tokenize,
         alphas_cumprod: np.ndarray,
         prediction_type: str = "epsilon",
+        precision: str = "fp32",
+        param_fp16: bool = False,
     ) -> "Pipeline":
         """From a full checkpoint: ``.ckpt``, ``.safetensors`` or a diffusers folder.
 
@@ -122,7 +124,8 @@ class Pipeline:
         """
         from gm.sampling.networks import load_networks
 
-        return cls(load_networks(path), tokenizers, alphas_cumprod, prediction_type)
+        networks = load_networks(path, None, precision, param_fp16)
+        return cls(networks, tokenizers, alphas_cumprod, prediction_type)
 
     def sample(
         self,

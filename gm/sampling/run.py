@@ -54,7 +54,14 @@ def run(config: Config) -> Path:
 
     attention.choose(config.model.attention, device.target, config.launch.precision)
     begun = time.perf_counter()
-    pipeline = Pipeline.from_weights(config.model.weight, tokenizers, abar, config.diffusion.prediction_type)
+    pipeline = Pipeline.from_weights(
+        config.model.weight,
+        tokenizers,
+        abar,
+        config.diffusion.prediction_type,
+        config.launch.precision,
+        config.launch.param_fp16,
+    )
     for chosen in dict.fromkeys(wish.settings for wish in wishes):
         pipeline.check(chosen)
         if chosen.tile:

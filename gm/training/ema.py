@@ -18,16 +18,30 @@ def _approach_tensor(pace, average, parameter):
 
 
 class EMA(nn.Cell):
-    """Averages ``ema.<name>`` of ``parameters``, which start as copies.
+    """Averages ``ema.<name>`` of ``parameters`` in float32, which start as copies.
 
-    ``construct(updates)``: the number of averaging steps made before, a float32 scalar tensor. The decay warms up:
-    ``min(decay, (1 + n) / (10 + n))``, so that the average forgets the start (as TensorFlow and diffusers do).
+    ``construct(updates)``: the number of updates of the weights made, a float32 scalar tensor. After every
+    ``interval``-th the average moves. Its decay warms up: ``min(decay, (1 + n) / (10 + n))`` with n the number of moves
+    before, so that the average forgets the start (as TensorFlow and diffusers do). ``masters``: what is averaged in
+    place of ``parameters``, where those are roundings of it.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], decay: float):
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        decay: float,
+        interval: int = 1,
+        masters: Sequence[Parameter] | None = None,
+    ):
         super().__init__(auto_prefix=False)
-        self.source = ParameterTuple(parameters)
-        self.ema = self.source.clone(prefix="ema", init="same")
+        self.source = ParameterTuple(parameters if masters is None else masters)
+        self.ema = ParameterTuple(
+            [
+                Parameter(source.asnumpy().copy(), name=f"ema.{parameter.name}", requires_grad=False)
+                for parameter, source in zip(parameters, self.source)
+            ]
+        )
+        self.interval = interval
         self.decay = Tensor(decay, ms.float32)
 
     @property
@@ -36,6 +50,15 @@ class EMA(nn.Cell):
         return list(self.ema)
 
     def construct(self, updates: Tensor) -> Tensor:
-        pace = 1.0 - ops.minimum(self.decay, (1.0 + updates) / (10.0 + updates))
-        _map(ops.partial(_approach, pace), self.ema, self.source)
+        if self.interval == 1:
+            return self.move(updates - 1.0)
+        moves = ops.floor(updates / self.interval)
+        pace = self.decay
+        if moves * self.interval == updates:
+            pace = self.move(moves - 1.0)
         return pace
+
+    def move(self, moves: Tensor) -> Tensor:
+        pace = 1.0 - ops.minimum(self.decay, (1.0 + moves) / (10.0 + moves))
+        # MindSpore drops a branch whose result nothing depends on.
+        return ops.depend(pace, _map(ops.partial(_approach, pace), self.ema, self.source))

@@ -22,12 +22,12 @@ def _square_sum_tensor(gradient):
 
 @_scale.register("Tensor", "Tensor")
 def _scale_tensor(factor, gradient):
-    return gradient * factor.astype(gradient.dtype)
+    return gradient.astype(ms.float32) * factor
 
 
 @_add.register("Tensor", "Tensor", "Tensor")
 def _add_tensor(factor, total, gradient):
-    ops.assign_add(total, gradient * factor.astype(gradient.dtype))
+    ops.assign_add(total, gradient.astype(ms.float32) * factor)
     return True
 
 
@@ -37,18 +37,23 @@ def _clear_tensor(total):
     return True
 
 
+def square_sums(gradients: tuple[Tensor, ...]) -> Tensor:
+    """The sum of squares of each gradient, a float32 vector; not finite where a gradient is not."""
+    return ops.stack(_map(_square_sum, gradients))
+
+
 def global_norm(gradients: tuple[Tensor, ...]) -> Tensor:
     """The l2 norm of all gradients together, a float32 scalar."""
-    return ops.sqrt(ops.addn(_map(_square_sum, gradients)))
+    return ops.sqrt(ops.reduce_sum(square_sums(gradients)))
 
 
 def scale(gradients: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor, ...]:
-    """Every gradient times a scalar tensor."""
+    """Every gradient times a float32 scalar tensor, in float32."""
     return _map(ops.partial(_scale, factor), gradients)
 
 
 def add(sums: tuple[Tensor, ...], gradients: tuple[Tensor, ...], factor: Tensor) -> tuple[bool, ...]:
-    """Add every gradient times a scalar tensor to its sum, a Parameter."""
+    """Add every gradient times a float32 scalar tensor to its sum, a float32 Parameter."""
     return _map(ops.partial(_add, factor), sums, gradients)
 
 

@@ -14,7 +14,7 @@ from gm.models.flops import CONTEXT_LENGTH, layout
 from gm.training.assemble import Parts
 from gm.weights.keys import AUTOENCODER, UNET, expected_shapes
 
-FLOAT32 = 4  # bytes
+FLOAT32, HALF = 4, 2  # bytes
 # What the backward pass works with comes on top of what the forward pass left for it. Measured on the CPU with the slim
 # network of tools/benchmark: from latents of 32x32 to 64x64 a step's memory grew by 2.05 GB, what is left by 1.14 GB.
 BACKWARD = 1.8
@@ -25,7 +25,7 @@ def estimate(config: Config, architecture: ModelArchitecture, parts: Parts, size
 
     All is exact but the activations. On the CPU the process itself and compiling come on top.
     """
-    trained = nbytes(parts.weights)
+    launch, trained, count = config.launch, nbytes(parts.weights), sum(weight.size for weight in parts.weights)
     accumulates = config.optim.gradient_accumulation_steps > 1
     encodes_pictures = not config.cache.latent or config.validation.infer_during_train
     encodes_texts = not (config.cache.text_embedding or config.train.text_encoders)
@@ -35,13 +35,15 @@ def estimate(config: Config, architecture: ModelArchitecture, parts: Parts, size
         if needed and not name.startswith(UNET):
             frozen += math.prod(shape)
     kept = activations(architecture.unet, size[0] // 8, size[1] // 8, config.train.recompute)
+    kept *= config.data.per_batch_size * (FLOAT32 if launch.precision == "fp32" else HALF)
     found = {
         "weights": trained,
-        "gradients": trained * (1 + accumulates),
+        "casts": 0 if launch.precision == "fp32" or launch.param_fp16 else HALF * count,
+        "gradients": trained + accumulates * FLOAT32 * count,
         "optimizer": nbytes(parts.state),
         "moving average": nbytes(parts.ema.state) if parts.ema else 0,
         "frozen networks": FLOAT32 * frozen,
-        "activations": round(BACKWARD * FLOAT32 * kept * config.data.per_batch_size),
+        "activations": round(BACKWARD * kept),
     }
     return {name: count for name, count in found.items() if count}
 

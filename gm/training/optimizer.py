@@ -60,8 +60,8 @@ class Optimizer(nn.Cell):
             Parameter(parameter.astype(ms.float32), name=f"master.{parameter.name}", requires_grad=False)
             for parameter in narrow
         ]
-        of_narrow = dict(zip((parameter.name for parameter in narrow), copies))
-        self.masters = ParameterTuple([of_narrow.get(parameter.name, parameter) for parameter in parameters])
+        self.of_narrow = dict(zip((parameter.name for parameter in narrow), copies))
+        self.masters = ParameterTuple(self.wide(parameters))
         self.narrow, self.copies = ParameterTuple(narrow), ParameterTuple(copies)
         self.narrows = len(narrow) > 0
         self.weight_decay = weight_decay
@@ -69,6 +69,10 @@ class Optimizer(nn.Cell):
         self.shrinks = len(self.decayed) > 0
         self.updates = zero(counter, ())
         self.one = Tensor(1.0, ms.float32)
+
+    def wide(self, parameters: Sequence[Parameter]) -> list[Parameter]:
+        """The float32 weights behind ``parameters``, trained or not."""
+        return [self.of_narrow.get(parameter.name, parameter) for parameter in parameters]
 
     @property
     def moments(self) -> list[Parameter]:

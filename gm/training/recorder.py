@@ -1,22 +1,20 @@
 """A step's numbers on their way to the log: they stay on the device until many are fetched at once."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mindspore import Tensor
-
 from gm.training.memory import peak_bytes
 from gm.training.metrics import Metrics
+from gm.training.step import Numbers, Outputs
 from gm.training.timing import Stopwatch
 
 
 @dataclass
 class Taken:
-    """A step that was taken: what it returned (weighted loss, plain loss, gradient norm), and what the host knows."""
+    """A step that was taken: what it returned, and what the host knows."""
 
     step: int
-    outputs: Sequence[Tensor]
+    outputs: Outputs
     samples: int
     flops: float
     known: dict[str, float] = field(default_factory=dict)
@@ -27,8 +25,8 @@ class NotFinite:
     """A step whose loss or gradient was not a number, so that it changed nothing."""
 
     step: int
-    loss: float
-    grad_norm: float
+    numbers: Numbers
+    outputs: Outputs
 
 
 class Recorder:
@@ -55,23 +53,21 @@ class Recorder:
     def wait(self) -> None:
         """Let the device finish the steps taken so far, so that what follows is timed by itself."""
         with self._watch("step"):
-            for output in self._waiting[-1].outputs:
-                output.asnumpy()
+            self._waiting[-1].outputs.fetch()
 
     def fetch(self) -> tuple[dict[str, float | None], NotFinite | None]:
         """Log all steps that wait; return the newest one's line, and the first one that was not finite."""
         waiting, self._waiting = self._waiting, []
         with self._watch("step"):
-            fetched = [[float(output.asnumpy()) for output in taken.outputs] for taken in waiting]
+            fetched = [taken.outputs.fetch() for taken in waiting]
         speed = self._speed(waiting)
         first_bad, line = None, {}
-        for taken, (loss, raw_loss, norm) in zip(waiting, fetched):
-            numbers = {"loss": loss, "raw_loss": raw_loss, "grad_norm": norm}
-            line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        for taken, numbers in zip(waiting, fetched):
+            line = numbers.record()
             line |= taken.known | speed
             self.metrics.add(taken.step, **line)
-            if first_bad is None and not math.isfinite(loss + norm):
-                first_bad = NotFinite(taken.step, loss, norm)
+            if first_bad is None and not numbers.sound:
+                first_bad = NotFinite(taken.step, numbers, taken.outputs)
         return line, first_bad
 
     def _speed(self, steps: Sequence[Taken]) -> dict[str, float]:

@@ -115,7 +115,15 @@ class Run:
     def one_step(self) -> None:
         step, optim, train = self.done + 1, self.config.optim, self.config.train
         peak = optim.learning_rate * (self.samples if optim.scale_lr else 1)
-        lr = learning_rate(optim.lr_scheduler, self.done, peak, optim.lr_warmup_steps, train.max_train_steps)
+        lr = learning_rate(
+            optim.lr_scheduler,
+            self.done,
+            peak,
+            optim.lr_warmup_steps,
+            train.max_train_steps,
+            optim.lr_end,
+            optim.lr_power,
+        )
         with self.watch("data") as waited:
             parts = self.read()
             compiled = self.compilations.book()  # autoencoder and text encoders
@@ -178,9 +186,12 @@ class Run:
         """End the run; the step has changed no weight."""
         if self.saved != self.done:
             self.write()
+        weights = self.parts.optimizer.trained
+        names = bad.outputs.not_finite(weights)
+        where = f", {len(names)} of {len(weights)} gradients not finite, the first that of {names[0]}" if names else ""
         raise SuiteError(
-            f"step {bad.step}: loss {bad.loss}, gradient norm {bad.grad_norm}; it changed nothing: look at its "
-            f"pictures, or lower --learning_rate; {self.how_to_go_on()}"
+            f"step {bad.step}: loss {bad.numbers.loss}, gradient norm {bad.numbers.grad_norm}{where}; it changed "
+            f"nothing: look at its pictures, or lower --learning_rate; {self.how_to_go_on()}"
         )
 
     def save(self) -> None:

@@ -1,121 +1,195 @@
 """The compiled training step: loss, gradients, clipping, optimizer and average in one graph."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from gm.compilation import Graph
 from gm.data.batches import PICTURE_FIELDS
 from gm.training import gradients
-from gm.training.adamw import AdamW
 from gm.training.ema import EMA
 from gm.training.loss import BATCH_FIELDS, DiffusionLoss
+from gm.training.optimizer import Optimizer, zeros
+from gm.training.scaler import SMALLEST, Differentiate, LossScale
+
+
+class Numbers(NamedTuple):
+    """The numbers of a step, on the host. ``loss_scale`` is the one it used, ``skipped_steps`` the count so far."""
+
+    loss: float
+    raw_loss: float
+    grad_norm: float
+    loss_scale: float | None = None
+    skipped_steps: int | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether the step updated, or skipped an overflow that a smaller loss scale can mend."""
+        if not math.isfinite(self.loss):
+            return False
+        return math.isfinite(self.grad_norm) or (self.loss_scale or SMALLEST) > SMALLEST
+
+    def record(self) -> dict[str, float | None]:
+        """By name, as logged: None for what is not a number, and nothing of a loss scale where there is none."""
+        found = {name: value for name, value in self._asdict().items() if value is not None}
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+class Outputs(NamedTuple):
+    """What a step returns, still on the device: ``Numbers`` as tensors, and the square sum of each gradient."""
+
+    loss: Tensor
+    raw_loss: Tensor
+    grad_norm: Tensor
+    square_sums: Tensor
+    loss_scale: Tensor | None = None
+    skipped_steps: Tensor | None = None
+
+    def fetch(self) -> Numbers:
+        """Wait for the step."""
+        numbers = [float(output.asnumpy()) for output in (self.loss, self.raw_loss, self.grad_norm)]
+        if self.loss_scale is None:
+            return Numbers(*numbers)
+        return Numbers(*numbers, float(self.loss_scale.asnumpy()), int(self.skipped_steps.asnumpy()))
+
+    def not_finite(self, weights: Sequence[Parameter]) -> list[str]:
+        """Names of those of the trained ``weights`` whose gradients were not finite."""
+        finite = np.isfinite(self.square_sums.asnumpy())
+        return [parameter.name for parameter, good in zip(weights, finite) if not good]
 
 
 class Update(nn.Cell):
-    """Clip, optimize and average, unless loss or gradients are not finite: then nothing changes.
+    """Clip, optimize and average, unless loss or gradients are not finite: then no weight and no moment changes.
 
-    ``construct(gradients, loss, lr)`` returns the gradients' global norm before clipping.
+    ``construct(gradients, loss, lr)`` returns what ``Outputs`` has beside the losses. The gradients have the loss scale
+    in them, what is returned has not.
     """
 
-    def __init__(self, optimizer: AdamW, max_grad_norm: float | None, ema: EMA | None):
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_grad_norm: float | None,
+        ema: EMA | None,
+        scaler: LossScale | None,
+    ):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.max_grad_norm = max_grad_norm
         self.ema = ema
+        self.scaler = scaler
         self.none = Tensor(0.0, ms.float32)
 
-    def construct(self, grads: tuple[Tensor, ...], loss: Tensor, lr: Tensor) -> Tensor:
-        norm = gradients.global_norm(grads)
+    def construct(self, grads: tuple[Tensor, ...], loss: Tensor, lr: Tensor) -> tuple[Tensor, ...]:
+        sums = gradients.square_sums(grads)
+        norm = ops.sqrt(ops.reduce_sum(sums))
+        if self.scaler is not None:
+            unscale = 1.0 / self.scaler.scale
+            norm = norm * unscale
         updates = self.none
         if ops.isfinite(norm + loss):
             if self.max_grad_norm is not None:
-                grads = gradients.scale(grads, gradients.clip_factor(norm, self.max_grad_norm))
+                factor = gradients.clip_factor(norm, self.max_grad_norm)
+                if self.scaler is not None:
+                    factor = factor * unscale
+                grads = gradients.scale(grads, factor)
+            elif self.scaler is not None:
+                grads = gradients.scale(grads, unscale)
             updates = self.optimizer(grads, lr)
             if self.ema is not None:
-                self.ema(updates - 1.0)
+                updates = ops.depend(updates, self.ema(updates))
         # Where the gradients are Parameters, MindSpore drops a branch whose result nothing depends on.
-        return ops.depend(norm, updates)
+        norm = ops.depend(norm, updates)
+        if self.scaler is None:
+            return norm, sums
+        loss_scale, skipped = self.scaler(loss, norm)
+        return norm, sums, loss_scale, skipped
 
 
 class TrainStep(Graph):
     """One batch, one update.
 
     ``construct(lr, *batch)``: a float32 scalar tensor, and the fields of a batch in the order of ``loss``. The learning
-    rate is an input, so a schedule never compiles anew. Returns float32 scalars: the weighted loss, the plain loss and
-    the gradients' global norm. When the loss or the norm is not finite, no weight and no state has changed.
+    rate is an input, so a schedule never compiles anew. Returns the tensors of ``Outputs``.
     """
 
     def __init__(
         self,
         loss: DiffusionLoss,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         max_grad_norm: float | None = None,
         ema: EMA | None = None,
+        scaler: LossScale | None = None,
     ):
         super().__init__(auto_prefix=False)
-        self.loss = loss
-        self.update = Update(optimizer, max_grad_norm, ema)
-        self.loss_and_gradients = ops.value_and_grad(loss, None, optimizer.trained, has_aux=True)
+        self.update = Update(optimizer, max_grad_norm, ema, scaler)
+        self.differentiate = Differentiate(loss, optimizer.trained, scaler)
 
-    def construct(self, lr: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (loss, raw_loss), grads = self.loss_and_gradients(*batch)
-        return loss, raw_loss, self.update(grads, loss, lr)
+    def construct(self, lr: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
+        loss, raw_loss, grads = self.differentiate(*batch)
+        return (loss, raw_loss) + self.update(grads, loss, lr)
 
-    def take(self, parts: Sequence[tuple[Tensor, ...]], lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def take(self, parts: Sequence[tuple[Tensor, ...]], lr: Tensor) -> Outputs:
         """Update with the one batch in ``parts``."""
         (batch,) = parts
-        return self(lr, *batch)
+        return Outputs(*self(lr, *batch))
 
 
 class Gather(Graph):
     """Adds ``share`` of a batch's gradients to ``sums``; returns that share of its weighted and its plain loss."""
 
-    def __init__(self, loss: DiffusionLoss, trained: ParameterTuple, sums: ParameterTuple, share: float):
+    def __init__(self, differentiate: Differentiate, sums: ParameterTuple, share: float):
         super().__init__(auto_prefix=False)
+        self.differentiate = differentiate
         self.sums, self.share = sums, Tensor(share, ms.float32)
-        self.loss_and_gradients = ops.value_and_grad(loss, None, trained, has_aux=True)
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        (loss, raw_loss), grads = self.loss_and_gradients(*batch)
+        loss, raw_loss, grads = self.differentiate(*batch)
         gradients.add(self.sums, grads, self.share)
         return loss * self.share, raw_loss * self.share
 
 
 class Apply(Graph):
-    """Updates with the summed gradients and starts the sums anew; returns the gradients' global norm."""
+    """Updates with the summed gradients and starts the sums anew; returns what ``Update`` does."""
 
     def __init__(self, update: Update, sums: ParameterTuple):
         super().__init__(auto_prefix=False)
         self.update, self.sums = update, sums
 
-    def construct(self, loss: Tensor, lr: Tensor) -> Tensor:
-        norm = self.update(self.sums, loss, lr)
+    def construct(self, loss: Tensor, lr: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.update(self.sums, loss, lr)
         gradients.clear(self.sums)
-        return norm
+        return outputs
 
 
 class AccumulatingStep:
     """Several batches, one update: what ``TrainStep`` does with one batch of all their samples."""
 
     def __init__(
-        self, loss: DiffusionLoss, optimizer: AdamW, max_grad_norm: float | None, ema: EMA | None, batches: int
+        self,
+        loss: DiffusionLoss,
+        optimizer: Optimizer,
+        max_grad_norm: float | None,
+        ema: EMA | None,
+        batches: int,
+        scaler: LossScale | None = None,
     ):
-        sums = optimizer.trained.clone(prefix="gradient", init="zeros")
-        self.gather = Gather(loss, optimizer.trained, sums, 1.0 / batches)
-        self.apply = Apply(Update(optimizer, max_grad_norm, ema), sums)
+        sums = zeros(optimizer.trained, "gradient")
+        self.gather = Gather(Differentiate(loss, optimizer.trained, scaler), sums, 1.0 / batches)
+        self.apply = Apply(Update(optimizer, max_grad_norm, ema, scaler), sums)
 
     def set_train(self) -> None:
         self.gather.set_train()
         self.apply.set_train()
 
-    def take(self, parts: Sequence[tuple[Tensor, ...]], lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Update with the batches in ``parts``; returns what ``TrainStep`` does."""
+    def take(self, parts: Sequence[tuple[Tensor, ...]], lr: Tensor) -> Outputs:
+        """Update with the batches in ``parts``."""
         losses, raw_losses = zip(*(self.gather(*batch) for batch in parts))
         loss = sum(losses)
-        return loss, sum(raw_losses), self.apply(loss, lr)
+        return Outputs(loss, sum(raw_losses), *self.apply(loss, lr))
 
 
 def fields_of(batch: Mapping[str, np.ndarray]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
+from gm.compilation import fingerprint
 from gm.models.architecture import UNetArchitecture
 from gm.models.attention import MathAttention
 from gm.models.build import build_unet
@@ -73,6 +74,17 @@ def test_bfloat16_on_ascend_is_the_type_of_the_activations():
     compute_in(unet, "bf16", target="Ascend")
     assert unet.dtype == ms.bfloat16
     assert {cell.rounding for _, cell in unet.cells_and_names() if hasattr(cell, "rounding")} == {None}
+
+
+def test_no_two_precisions_share_a_compiled_graph():
+    found = set()
+    for precision, target in [("fp32", "CPU"), ("fp16", "CPU"), ("bf16", "CPU"), ("bf16", "Ascend")]:
+        unet = build_unet(SMALL)
+        compute_in(unet, precision, target)
+        found.add(fingerprint(unet))
+    keep_in_half(unet)
+    found.add(fingerprint(unet))
+    assert len(found) == 5
 
 
 def test_weights_in_half_leave_the_norms_alone():

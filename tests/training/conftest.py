@@ -11,14 +11,15 @@ CONTEXT, POOLED, NUMBERS = 6, 4, 6
 
 
 class SmallUNet(nn.Cell):
-    """The UNet's signature on a pixelwise network of two layers."""
+    """The UNet's signature on a pixelwise network of two layers, which computes in ``dtype``."""
 
-    def __init__(self, seed: int = 0):
+    def __init__(self, seed: int = 0, dtype: ms.Type = ms.float32, weights: ms.Type = ms.float32):
         super().__init__(auto_prefix=False)
+        self.dtype = dtype
         rng = np.random.default_rng(seed)
 
         def parameter(name: str, *shape: int) -> Parameter:
-            return Parameter(Tensor(0.3 * rng.standard_normal(shape), ms.float32), name=f"model.{name}")
+            return Parameter(Tensor(0.3 * rng.standard_normal(shape), weights), name=f"model.{name}")
 
         self.inward = parameter("in.weight", 4, 8)
         self.shift = parameter("in.bias", 8)
@@ -27,11 +28,14 @@ class SmallUNet(nn.Cell):
         self.outward = parameter("out.weight", 8, 4)
 
     def construct(self, latents: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor) -> Tensor:
-        condition = ops.matmul(context.mean(1), self.text) + 0.01 * ops.matmul(vector, self.label)
-        condition = condition + 0.001 * timesteps.reshape(-1, 1)
-        hidden = ops.matmul(latents.transpose(0, 2, 3, 1), self.inward) + self.shift
+        condition = self.times(context.mean(1), self.text) + 0.01 * self.times(vector, self.label)
+        condition = condition + (0.001 * timesteps.reshape(-1, 1)).astype(self.dtype)
+        hidden = self.times(latents.transpose(0, 2, 3, 1), self.inward) + self.shift.astype(self.dtype)
         hidden = ops.tanh(hidden + condition.reshape(-1, 1, 1, 8))
-        return ops.matmul(hidden, self.outward).transpose(0, 3, 1, 2)
+        return self.times(hidden, self.outward).transpose(0, 3, 1, 2)
+
+    def times(self, x: Tensor, weight: Parameter) -> Tensor:
+        return ops.matmul(x.astype(self.dtype), weight.astype(self.dtype))
 
 
 def batch_of(size: int, seed: int = 0, side: int = 8) -> dict[str, np.ndarray]:

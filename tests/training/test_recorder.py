@@ -1,12 +1,14 @@
 """Steps are logged together and the device is waited for only then."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from gm.training.metrics import Metrics
 from gm.training.recorder import Recorder, Taken
+from gm.training.step import Outputs
 from gm.training.timing import Stopwatch
 
 
@@ -30,8 +32,10 @@ def log(tmp_path):
         yield Recorder(metrics, watch, peak_tflops=2.0), watch, tmp_path / "metrics.jsonl"
 
 
-def taken(step: int, loss: float = 0.5) -> Taken:
-    return Taken(step, [Scalar(loss), Scalar(0.25), Scalar(1.0)], samples=4, flops=3e12, known={"lr": 0.1 * step})
+def taken(step: int, loss: float = 0.5, norm: float = 1.0, scaling: tuple[float, ...] = ()) -> Taken:
+    """``scaling``: loss scale and skipped steps, with float16."""
+    outputs = Outputs(*map(Scalar, (loss, 0.25, norm, [norm**2, 0.0], *scaling)))
+    return Taken(step, outputs, samples=4, flops=3e12, known={"lr": 0.1 * step})
 
 
 def test_steps_share_the_time_since_the_last_fetch(log):
@@ -71,3 +75,17 @@ def test_the_first_step_that_is_not_finite_is_told_and_all_are_logged(log):
     _, bad = recorder.fetch()
     assert bad.step == 2
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [0.5, None, None]
+    assert bad.outputs.not_finite([SimpleNamespace(name="a"), SimpleNamespace(name="b")]) == []
+
+
+def test_an_overflow_is_skipped_until_no_smaller_loss_scale_is_left(log):
+    recorder, watch, path = log
+    for step, (norm, scale) in enumerate([(float("inf"), 2.0), (3.0, 1.0), (float("nan"), 1.0)], start=1):
+        watch.book("step", 1.0)
+        recorder.add(taken(step, norm=norm, scaling=(scale, 1.0)))
+    _, bad = recorder.fetch()
+    assert bad.step == 3
+    assert bad.outputs.not_finite([SimpleNamespace(name="a"), SimpleNamespace(name="b")]) == ["a"]
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [record["grad_norm"] for record in records] == [None, 3.0, None]
+    assert [(record["loss_scale"], record["skipped_steps"]) for record in records] == [(2.0, 1), (1.0, 1), (1.0, 1)]

@@ -8,22 +8,23 @@ from mindspore import Tensor
 from gm.training.adamw import AdamW
 from gm.training.ema import EMA
 from gm.training.loss import DiffusionLoss
+from gm.training.scaler import LossScale
 from gm.training.step import AccumulatingStep, TrainStep, tensors
 
 SCALE = 0.13025
 RATE = Tensor(1e-2, ms.float32)
 
 
-def build(small_unet, batches=1, max_grad_norm=None, average=False):
+def build(small_unet, batches=1, max_grad_norm=None, average=False, scaler=None, **types):
     """(step, UNet, optimizer, EMA or None), compiled for nothing yet."""
-    unet = small_unet()
+    unet = small_unet(**types)
     optimizer = AdamW(unet.trainable_params())
-    ema = EMA(unet.trainable_params(), 0.99) if average else None
+    ema = EMA(unet.trainable_params(), 0.99, masters=optimizer.masters) if average else None
     loss = DiffusionLoss(unet, SCALE)
     if batches == 1:
-        step = TrainStep(loss, optimizer, max_grad_norm, ema)
+        step = TrainStep(loss, optimizer, max_grad_norm, ema, scaler)
     else:
-        step = AccumulatingStep(loss, optimizer, max_grad_norm, ema, batches)
+        step = AccumulatingStep(loss, optimizer, max_grad_norm, ema, batches, scaler)
     step.set_train()
     return step, unet, optimizer, ema
 
@@ -32,8 +33,18 @@ def values(unet) -> dict[str, np.ndarray]:
     return {parameter.name: parameter.asnumpy().copy() for parameter in unet.get_parameters()}
 
 
+HALF = {"dtype": ms.float16}
+PURE_HALF = {"dtype": ms.float16, "weights": ms.float16}
+
+
+def held(unet, optimizer, ema) -> list[np.ndarray]:
+    """Copies of all that a step may change, but for the loss scale."""
+    return [p.asnumpy().copy() for p in (*unet.get_parameters(), *optimizer.state, *ema.state)]
+
+
 def floats(outputs) -> list[float]:
-    return [float(output.asnumpy()) for output in outputs]
+    """Weighted loss, plain loss, gradient norm."""
+    return list(outputs.fetch()[:3])
 
 
 def divide(batch, parts) -> list:
@@ -73,11 +84,12 @@ def test_not_a_number_changes_nothing_and_the_next_step_is_sound(small_unet, mak
     bad["noise"][0, 0, 0, 0] = np.nan
     first, second = (divide(make_batch(2 * batches, seed), batches) for seed in (0, 2))
     step.take(first, RATE)
-    before = [p.asnumpy().copy() for p in (*unet.get_parameters(), *optimizer.state, *ema.state)]
-    loss, _, norm = floats(step.take(divide(bad, batches), RATE))
-    assert not np.isfinite(loss + norm)
-    for parameter, value in zip((*unet.get_parameters(), *optimizer.state, *ema.state), before):
-        np.testing.assert_array_equal(parameter.asnumpy(), value)
+    before = held(unet, optimizer, ema)
+    outputs = step.take(divide(bad, batches), RATE)
+    assert not outputs.fetch().sound
+    assert outputs.not_finite(unet.trainable_params()) == [p.name for p in unet.trainable_params()]
+    for now, value in zip(held(unet, optimizer, ema), before):
+        np.testing.assert_array_equal(now, value)
     step.take(second, RATE)
     clean.take(first, RATE)
     clean.take(second, RATE)
@@ -115,6 +127,62 @@ def test_average_follows_the_weights(small_unet, make_batch):
         expected = {name: rate * expected[name] + (1 - rate) * value for name, value in values(unet).items()}
     for average in ema.state:
         np.testing.assert_allclose(average.asnumpy(), expected[average.name.removeprefix("ema.")], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("batches", "types"), [(1, HALF), (2, PURE_HALF)])
+def test_an_overflow_is_skipped_and_counted_and_the_scale_halves(small_unet, make_batch, batches, types):
+    scaler = LossScale(2.0**24, window=2)
+    step, unet, optimizer, ema = build(small_unet, batches, 1.0, average=True, scaler=scaler, **types)
+    before, scale, skipped, taken = held(unet, optimizer, ema), 2.0**24, 0, 0
+    for seed in range(40):
+        numbers = step.take(divide(make_batch(2 * batches, seed), batches), RATE).fetch()
+        assert numbers.loss_scale == scale
+        now = held(unet, optimizer, ema)
+        if not np.isfinite(numbers.grad_norm):
+            scale, skipped = scale / 2, skipped + 1
+            for one, other in zip(now, before):
+                np.testing.assert_array_equal(one, other)
+        else:
+            taken += 1
+            assert optimizer.updates.asnumpy() == taken
+            assert any(not np.array_equal(one, other) for one, other in zip(now, before))
+            scale = float(scaler.scale.asnumpy())
+        assert numbers.sound
+        assert (numbers.skipped_steps, float(scaler.scale.asnumpy())) == (skipped, scale)
+        before = now
+    assert min(skipped, taken) > 2  # else the test has seen one side only
+
+
+@pytest.mark.parametrize(("batches", "types"), [(2, HALF), (1, PURE_HALF)])
+def test_half_precision_with_a_loss_scale_follows_float32(small_unet, make_batch, batches, types):
+    curves = []
+    for scaler, chosen in ((None, {}), (LossScale(1024.0, window=5), types)):
+        step, _, _, _ = build(small_unet, batches, 0.5, scaler=scaler, **chosen)
+        batch = [divide(make_batch(2 * batches, seed), batches) for seed in range(12)]
+        curves.append(np.array([floats(step.take(parts, RATE)) for parts in batch]))
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-2)
+    assert not np.array_equal(*curves)
+
+
+def test_in_float32_the_loss_scale_changes_nothing(small_unet, make_batch):
+    curves = []
+    for scaler in (None, LossScale(2.0**16, window=3)):
+        step, _, _, _ = build(small_unet, 1, 0.5, scaler=scaler)
+        curves.append([floats(step.take([tensors(make_batch(2, seed))], RATE)) for seed in range(6)])
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("types", [{}, HALF])
+def test_the_gradient_that_is_not_finite_is_named(small_unet, make_batch, types):
+    """The text is infinite, so its weight's gradient is, while tanh keeps prediction and loss finite."""
+    step, unet, _, _ = build(small_unet, scaler=LossScale(1.0) if types else None, **types)
+    batch = make_batch(2)
+    batch["context"][0, 0, 0] = np.inf
+    outputs = step.take([tensors(batch)], RATE)
+    numbers = outputs.fetch()
+    assert np.isfinite(numbers.loss)
+    assert not numbers.sound  # with a scale too: it cannot be smaller
+    assert outputs.not_finite(unet.trainable_params()) == ["model.text.weight"]
 
 
 @pytest.mark.reference
