@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from gm.config import Config, load
+from gm.config.aliases import ALIASES, VALUE_ALIASES
 from gm.config.parsing import flags
-from gm.config.schema import ALIASES, NOT_IN_THIS_RELEASE, SETTINGS, VALIDATION_FLAGS, VALUE_ALIASES
+from gm.config.schema import NOT_IN_THIS_RELEASE, SETTINGS, VALIDATION_FLAGS
 from gm.config.validation import get, memory_in_gigabytes, validate
 from gm.diffusion import objective, schedule, steps, timesteps
 from gm.errors import UsageError

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gm.config.schema import ALIASES, DOOR_SECTIONS, SETTINGS, VALIDATION_FLAGS, VALUE_ALIASES, Config, Setting, escape
+from gm.config.aliases import ALIASES, VALUE_ALIASES
+from gm.config.schema import DOOR_SECTIONS, SETTINGS, VALIDATION_FLAGS, Config, Setting, escape
 from gm.errors import UsageError
 
 BASE_KEY = "_base_"

@@ -3,7 +3,8 @@
 import textwrap
 from collections.abc import Mapping
 
-from gm.config.schema import ALIASES, DOOR_SECTIONS, NOT_IN_THIS_RELEASE, SETTINGS, Config, Setting
+from gm.config.aliases import ALIASES
+from gm.config.schema import DOOR_SECTIONS, NOT_IN_THIS_RELEASE, SETTINGS, Config, Setting
 from gm.config.validation import get
 
 SECTION_TITLES = {

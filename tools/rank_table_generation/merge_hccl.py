@@ -1,6 +1,6 @@
 """Make one rank table of those of several servers; ranks are counted on in the order the files are named.
 
-    python tools/rank_table_generation/merge_hccl.py hccl_8p_01234567_10.0.0.1.json hccl_8p_01234567_10.0.0.2.json
+python tools/rank_table_generation/merge_hccl.py hccl_8p_01234567_10.0.0.1.json hccl_8p_01234567_10.0.0.2.json
 """
 
 import sys
