@@ -1,6 +1,8 @@
 """What MindONE, diffusers and the trainers around them call a setting or one of its values."""
 
-# Other names of a setting, as MindONE, diffusers and the trainers around them call it. With a dot: a key, else a flag.
+from gm.config.schema import VALIDATION_FLAGS
+
+# Other names of a setting. With a dot: a key, else a flag.
 ALIASES: dict[str, str] = {
     "model.version": "model.tokenizer",  # MindONE's key of the text encoder's tokenizer
     "data.total_step": "train.max_train_steps",  # MindONE
