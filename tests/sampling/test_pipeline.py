@@ -178,3 +178,30 @@ def test_pixels_are_clipped_and_rounded():
     pixels = np.zeros((1, 3, 8, 8), np.float32)
     pixels[0, 0], pixels[0, 1], pixels[0, 2] = 2.0, -3.0, 0.0
     assert to_pictures(pixels)[0].getpixel((0, 0)) == (255, 0, 128)
+
+
+@pytest.mark.parametrize(
+    ("tiling", "height", "width", "tile"),
+    [
+        ("auto", 1024, 1024, None),
+        ("auto", 1024, 2048, None),
+        ("auto", 1056, 2048, 1024),
+        ("on", 1024, 1024, None),  # one tile would be the picture
+        ("on", 64, 1056, 1024),
+        ("off", 4096, 4096, None),
+    ],
+)
+def test_large_pictures_are_tiled_where_wanted(tiling, height, width, tile):
+    assert replace(SETTINGS, vae_tiling=tiling, height=height, width=width).tile == tile
+
+
+def test_the_autoencoder_sees_tiles_of_one_shape(pipeline, networks):
+    settings = replace(SETTINGS, height=96, width=128)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8))
+    whole = [drawn.picture for drawn in pipeline.sample(REQUESTS, settings, picture=picture)]
+    networks.shapes.clear()
+    settings = replace(settings, vae_tiling="on", vae_tile_size=64)
+    tiled = [drawn.picture for drawn in pipeline.sample(REQUESTS, settings, picture=picture)]
+    assert [shape for kind, shape, *_ in networks.shapes if kind == "decoder"] == [(1, 4, 8, 8)]
+    for one, other in zip(tiled, whole):  # the fake autoencoder knows no surroundings
+        np.testing.assert_allclose(np.asarray(one, int), np.asarray(other, int), atol=1)
