@@ -21,6 +21,7 @@ from gm.models.layers import (
     upsample_nearest,
     zeroed,
 )
+from gm.models.repeated import compiled_once
 
 
 class ResidualBlock(nn.Cell):
@@ -77,6 +78,7 @@ class FeedForward(nn.Cell):
 class TransformerBlock(nn.Cell):
     """Self-attention, cross-attention to the text, feed-forward; each with a residual and a norm before it."""
 
+    @compiled_once
     def __init__(self, channels: int, context_dim: int, heads: int):
         super().__init__()
         self.attn1 = CrossAttention(channels, channels, heads)
