@@ -41,6 +41,8 @@ def read(arguments: str):
         ("--sigma_sampling edm --timestep_bias_strategy later", ["--timestep_bias_strategy later", "--edm_p_mean"]),
         ("--sigma_sampling edm --rescale_betas_zero_snr --prediction_type sample", ["edm", "--rescale_betas_zero_snr"]),
         ("--edm_p_mean 0.1", ["--edm_p_mean 0.1", "--sigma_sampling edm"]),
+        ("--param_fp16 True --precision bf16", ["--param_fp16", "--precision bf16"]),
+        ("--relative_step", ["--relative_step", "--optimizer adafactor"]),
     ],
 )
 def test_contradictions_are_refused(arguments, named):
@@ -92,3 +94,11 @@ def test_the_flags_of_validation_set_how_pictures_are_drawn():
 def test_an_evaluation_has_no_more_timesteps_than_there_are():
     with pytest.raises(UsageError, match="--eval_timesteps 28"):
         read("--num_train_timesteps 20")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "precision"),
+    [("--param_fp16 True", "fp16"), ("--param_fp16 True --precision fp32", "fp32"), ("--param_fp16 False", "fp32")],
+)
+def test_weights_in_float16_are_computed_with_in_float16_unless_told_otherwise(arguments, precision):
+    assert read(arguments).launch.precision == precision

@@ -19,6 +19,7 @@ from mindspore.common import api
 from gm.errors import SuiteError, UsageError
 from gm.training.metrics import read
 from gm.training.run import checkpoint_due
+from gm.weights.files import open_weights
 from tests.training.small_run import configuration, start
 
 STEPS = 10
@@ -238,6 +239,31 @@ def test_looking_on_changes_nothing(uninterrupted, small_unet, make_batch, tmp_p
     assert_same_end(uninterrupted, watched.folder.path)
 
 
+def test_the_loss_scale_is_resumed_to_the_bit(small_unet, make_batch, tmp_path):
+    """Overflows before and after the interruption, weights in float16: everything ends as if there had been none."""
+    settings = {"launch__precision": "fp16", "launch__param_fp16": True, "launch__loss_scale_window": 3}
+    settings |= {"launch__init_loss_scale": 2.0**21, "optim__use_ema": True, "train__save_ckpt_interval": 5}
+    half = {"dtype": ms.float16, "weights": ms.float16}
+    whole = start(configuration(tmp_path / "whole", STEPS, **settings), small_unet(**half), make_batch)
+    whole.go()
+    records = read(whole.folder.metrics)
+    skipped = [record["skipped_steps"] for record in records]
+    assert 0 < skipped[4] < skipped[-1] < STEPS
+    assert len({record["loss_scale"] for record in records}) > 2
+    assert [record["grad_norm"] is None for record in records] == list(np.diff([0, *skipped]) > 0)
+
+    parted = tmp_path / "parted"
+    shutil.copytree(whole.folder.path, parted)
+    resumed = configuration(parted, STEPS, **settings, train__resume=str(parted / "state" / "step_5"))
+    start(resumed, small_unet(seed=1, **half), make_batch).go()
+    assert_same_end(whole.folder.path, parted)
+    assert [r["loss_scale"] for r in read(parted / "metrics.jsonl")] == [r["loss_scale"] for r in records]
+    with open_weights(parted / "weights" / f"unet_{STEPS}.ckpt") as weights:
+        assert {weights.dtype(name) for name in weights.names()} == {"F16"}
+    with open_weights(parted / "weights" / f"unet_ema_{STEPS}.ckpt") as averages:
+        assert {averages.dtype(name) for name in averages.names()} == {"F32"}
+
+
 def test_checkpoints_by_samples_fire_when_a_multiple_is_crossed():
     train = configuration(Path("x"), STEPS, train__checkpoint_every=100, train__save_ckpt_interval=1000).train
     assert [step for step in range(1, 30) if checkpoint_due(train, step, samples=12)] == [9, 17, 25]
@@ -250,7 +276,8 @@ def test_checkpoints_by_samples_fire_when_a_multiple_is_crossed():
 def test_not_a_number_stops_with_the_step_named_and_saves(small_unet, make_batch, tmp_path, log_interval):
     config = configuration(tmp_path / "poisoned", STEPS, train__log_interval=log_interval)
     poisoned = start(config, small_unet(), make_batch, {3: "nan"})
-    with pytest.raises(SuiteError, match=r"step 3: loss nan.*go on with --resume latest"):
+    told = r"step 3: loss nan.* 5 of 5 gradients not finite, the first that of model\.\w+\.weight.*--resume latest"
+    with pytest.raises(SuiteError, match=told):
         poisoned.go()
     progress = json.loads(next(poisoned.folder.path.glob("state/*/state.json")).read_text())
     assert progress["step"] == poisoned.done == (3 if log_interval == 1 else 4)
