@@ -10,7 +10,9 @@ from gm.models.architecture import UNetArchitecture
 from gm.models.attention import MathAttention
 from gm.models.build import build_unet
 from gm.models.layers import Conv2d, GroupNorm, LayerNorm, Linear
-from gm.models.precision import compute_in, keep_in_half
+from gm.models.precision import compute_in, keep_in_half, set_precision
+from gm.weights.files import open_weights
+from gm.weights.load import load_into, write_parameters
 
 SMALL = UNetArchitecture(
     channels=(32,),
@@ -102,6 +104,17 @@ def test_weights_in_half_leave_the_norms_alone():
         wanted = ms.float32 if parameter.name in norms else ms.float16
         assert parameter.dtype == wanted, parameter.name
         np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name].astype(parameter.asnumpy().dtype))
+
+
+def test_weights_in_half_are_filled_from_a_float32_file(tmp_path):
+    source, unet = build_unet(SMALL, seed=0), build_unet(SMALL)
+    set_precision(unet, "fp16", param_fp16=True)
+    write_parameters(tmp_path / "unet.ckpt", source)
+    with open_weights(tmp_path / "unet.ckpt") as weights:
+        load_into(unet, weights)
+    for parameter, wide in zip(unet.get_parameters(), source.get_parameters()):
+        values = parameter.asnumpy()
+        np.testing.assert_array_equal(values, wide.asnumpy().astype(values.dtype))
 
 
 class ScaledGradients(nn.Cell):
