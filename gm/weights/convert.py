@@ -1,5 +1,6 @@
 """One weight file into another: every format in, every format out, one chunk at a time."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,25 +32,32 @@ def convert_file(source: str | Path, target: str | Path, output: str, dtype: str
     """Write what ``source`` (a file or a diffusers folder) holds as one file of format ``output``.
 
     Raises:
-        SuiteError: broken input, a file that is no model, NaN values, values beyond ``dtype``.
+        SuiteError: broken input, a file that is no model, NaN values, values beyond ``dtype``, no space.
         UsageError: target and source are one file, or the target's name does not fit its format.
     """
     target = Path(target)
     refuse_overwriting(target, [source])
     check_ending(target, output)
     with open_weights(source) as weights:
-        weights.architecture()
+        weights.check_whole()
         names = [(weights, name, target_tag(weights.dtype(name), dtype)) for name in weights.names(buffers=True)]
         write_file(target, names, output)
 
 
 def refuse_overwriting(target: Path, sources: Sequence[str | Path]) -> None:
-    """Raises UsageError when the output is one of the inputs, by any name."""
+    """Raises UsageError when the output is one of the inputs, by any name, or would lie in one."""
     for source in sources:
+        refuse_inside(target, source)
         if target.exists() and Path(source).exists() and target.samefile(source):
             raise UsageError(f"output and input are the same file, {target}: choose another name for the output")
     if target.is_dir():
         raise UsageError(f"{target} is a folder: give the name of a file in it")
+
+
+def refuse_inside(target: Path, source: str | Path) -> None:
+    """Raises UsageError when the output would lie in an input folder."""
+    if Path(source).is_dir() and target.resolve().is_relative_to(Path(source).resolve()):
+        raise UsageError(f"the output {target} lies in the input {source}: choose another place for it")
 
 
 def check_ending(target: Path, output: str) -> None:
@@ -59,12 +67,24 @@ def check_ending(target: Path, output: str) -> None:
         raise UsageError(f"the output {target} must end in {ending}")
 
 
+def check_space(target: Path, size: int) -> None:
+    """Raises SuiteError when ``size`` bytes do not fit on the disk of ``target``, before any is written."""
+    folder = next(parent for parent in target.absolute().parents if parent.is_dir())
+    disk = shutil.disk_usage(folder)
+    if disk.total and size > disk.free:  # some network disks tell nothing but zeros
+        raise SuiteError(
+            f"no space left on the disk at {target}: it needs {size / 1e9:.2f} GB and {disk.free / 1e9:.2f} GB are "
+            "free: free some and run the same command again"
+        )
+
+
 Item = tuple[WeightFile, str, str]  # where from, which key, written in which format
 
 
 def write_file(target: Path, items: Sequence[Item], output: str) -> None:
     """Write tensors of open weight files to ``target``, whole or not at all, with a progress bar."""
-    total = sum(tensor_bytes(weights.shape(name), tag) for weights, name, tag in items)
+    total = total_bytes(items)
+    check_space(target, total)
     with replacing(target) as file, progress(f"writing {target.name}", total) as bar:
         if output == "ckpt":
             writer = CkptWriter(file)
@@ -87,6 +107,11 @@ def converted(weights: WeightFile, name: str, tag: str) -> Iterator[np.ndarray]:
                 yield cast(chunk[begin : begin + step], own, tag)
             except SuiteError as error:
                 raise SuiteError(f"{weights.path}: {name}: {error}") from None
+
+
+def total_bytes(items: Sequence[Item]) -> int:
+    """Bytes of tensors in the formats they are written in."""
+    return sum(tensor_bytes(weights.shape(name), tag) for weights, name, tag in items)
 
 
 def tensor_bytes(shape: tuple[int, ...], tag: str) -> int:

@@ -261,7 +261,8 @@ def _detect_text_encoder(shapes: Shapes, stage: str) -> TextEncoderArchitecture:
         )
     part = _Part(shapes, f"{stage}model.", "text encoder")
     vocabulary, width = part.shape("token_embedding.weight", 2)
-    projection = part.shape("text_projection", 2)[1] if "text_projection" in part else None
+    # SDXL pools through it; of SD 2.x it may be missing.
+    projection = part.shape("text_projection", 2)[1] if "text_projection" in part or not alone else None
     return TextEncoderArchitecture(
         vocab_size=vocabulary,
         width=width,

@@ -1,6 +1,7 @@
 """``open_weights``: any weight file as original SDXL keys, whatever its format and naming."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,14 @@ from gm.errors import SuiteError
 from gm.models.architecture import ModelArchitecture
 from gm.weights.detect import describe, detect
 from gm.weights.dtypes import is_finite
+from gm.weights.keys import OPTIONAL_ENDINGS, Shapes, expected_shapes
 from gm.weights.sources import FileSource, Source, TensorFile
 
 # MindSpore's own layers call the parameters of norms and embeddings this; MindONE's files keep it.
 MINDONE_ENDINGS = {".gamma": ".weight", ".beta": ".bias", ".embedding_table": ".weight"}
+# One of its key lists, and so the files converted with it, has the tokens of CLIP-L under this name.
+MINDONE_CLIP_L = "conditioner.embedders.1.model.token_embedding..embedding_table"
+CLIP_L_TOKENS = "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight"
 BUFFER_ENDINGS = (".position_ids",)  # constants that some writers save beside the weights; no network here has them
 
 
@@ -29,8 +34,28 @@ def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return one == other or {one, other} == {(), (1,)}
 
 
+@dataclass(frozen=True)
+class Differences:
+    """Keys that are not there, are there without a place, or have another shape."""
+
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+
+
+def compare(given: Shapes, expected: Shapes) -> Differences:
+    """How the keys of a file differ from those of a network; one that no output depends on may be missing."""
+    return Differences(
+        [name for name in expected if name not in given and not name.endswith(OPTIONAL_ENDINGS)],
+        [name for name in given if name not in expected],
+        [name for name in expected if name in given and not same_shape(given[name], expected[name])],
+    )
+
+
 def original_name(name: str) -> str:
     """The original key for a parameter name of a MindONE file; any other name is returned as it is."""
+    if name == MINDONE_CLIP_L:
+        return CLIP_L_TOKENS
     for ending, original in MINDONE_ENDINGS.items():
         if name.endswith(ending):
             return name[: -len(ending)] + original
@@ -103,6 +128,17 @@ class WeightFile:
         except SuiteError as error:
             raise SuiteError(f"{self.path}: {error}") from None
 
+    def check_whole(self) -> None:
+        """Raises SuiteError unless each part that the file has is all there, in its shapes."""
+        shapes = self.shapes()
+        found = compare(shapes, expected_shapes(self.architecture()))
+        for kind, names in (("lacks", found.missing), ("has in another shape", found.misshapen)):
+            if names:
+                raise SuiteError(
+                    f"{self.path} is damaged, it {kind} {len(names)} of its {len(shapes)} keys ({named(names)}): "
+                    "download or save it again"
+                )
+
     def describe(self) -> str:
         """What the file is, in words, for messages."""
         try:
@@ -112,7 +148,8 @@ class WeightFile:
         parts = ["a UNet"] * (architecture.unet is not None)
         parts += ["an autoencoder"] * (architecture.autoencoder is not None)
         if architecture.text_encoders:
-            parts.append(f"{len(architecture.text_encoders)} text encoder(s)")
+            count = len(architecture.text_encoders)
+            parts.append("a text encoder" if count == 1 else f"{count} text encoders")
         return f"{architecture.name} with {', '.join(parts)}"
 
 

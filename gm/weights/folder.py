@@ -12,7 +12,7 @@ from gm.files import write_json
 from gm.models.architecture import CLIP_L, COND_STAGE, EMBEDDERS, ModelArchitecture, TextEncoderArchitecture
 from gm.weights import diffusers_config as configs
 from gm.weights import layouts
-from gm.weights.convert import convert_file, write_file
+from gm.weights.convert import Item, check_space, convert_file, refuse_inside, total_bytes, write_file
 from gm.weights.dtypes import target_tag
 from gm.weights.files import BUFFER_ENDINGS, WeightFile, open_weights
 from gm.weights.keys import AUTOENCODER, UNET, text_encoder_prefix
@@ -142,23 +142,29 @@ def ckpt_to_diffusers(
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists: give the name of a new folder")
+    refuse_inside(target, source)
     with open_weights(source) as weights:
+        weights.check_whole()
         architecture = weights.architecture()
         tokenizers = _find_tokenizers(tokenizer, architecture) if tokenizer else {}
+        parts = _parts(weights, architecture)
+        items = {part: _items(weights, named, dtype) for part, (_, named, _) in parts.items()}
+        check_space(target, sum(map(total_bytes, items.values())))
         with _appearing(target) as folder:
-            for part, (config, named, config_name) in _parts(weights, architecture).items():
+            for part, (config, _, config_name) in parts.items():
                 write_json(folder / part / config_name, config)
-                if named:
-                    _write_part(folder / part / f"{STEMS.get(part, 'model')}.safetensors", weights, named, dtype)
+                if items[part]:
+                    file = folder / part / f"{STEMS.get(part, 'model')}.safetensors"
+                    write_file(file, items[part], "safetensors")
             if architecture.unet and architecture.autoencoder and architecture.text_encoders:
                 write_json(folder / "model_index.json", configs.model_index(architecture))
             for name, (origin, pad_token) in tokenizers.items():
                 _copy_tokenizer(origin, folder / name, pad_token)
 
 
-def _write_part(path: Path, weights: WeightFile, named: Sources, dtype: str | None) -> None:
+def _items(weights: WeightFile, named: Sources, dtype: str | None) -> list[Item]:
     view = WeightFile(weights.path, named, "diffusers", weights.files)
-    write_file(path, [(view, name, target_tag(view.dtype(name), dtype)) for name in named], "safetensors")
+    return [(view, name, target_tag(view.dtype(name), dtype)) for name in named]
 
 
 def _parts(weights: WeightFile, architecture: ModelArchitecture) -> dict[str, tuple[configs.Config, Sources, str]]:

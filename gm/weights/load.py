@@ -12,8 +12,7 @@ from gm.errors import SuiteError
 from gm.files import replacing
 from gm.weights.ckpt import CkptWriter
 from gm.weights.dtypes import FLOATS, NUMPY_TYPES, cast, is_finite, to_float32
-from gm.weights.files import WeightFile, named, same_shape
-from gm.weights.keys import OPTIONAL_ENDINGS
+from gm.weights.files import WeightFile, compare, named
 
 TAGS = {
     ms.float64: "F64",
@@ -66,16 +65,15 @@ def check_keys(expected: dict[str, tuple[int, ...]], weights: WeightFile, prefix
         SuiteError: they differ; one line with counts, the first few names, and what the file is instead.
     """
     given = {name: shape for name, shape in weights.shapes().items() if name.startswith(prefix)}
-    missing = [name for name in expected if name not in given and not name.endswith(OPTIONAL_ENDINGS)]
-    unexpected = [name for name in given if name not in expected]
-    misshapen = [
-        f"{name} {given[name]} instead of {expected[name]}"
-        for name in expected
-        if name in given and not same_shape(given[name], expected[name])
-    ]
+    found = compare(given, expected)
+    misshapen = [f"{name} {given[name]} instead of {expected[name]}" for name in found.misshapen]
     faults = [
         f"{len(names)} {kind} ({named(names)})"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        for kind, names in (
+            ("missing", found.missing),
+            ("unexpected", found.unexpected),
+            ("misshapen", misshapen),
+        )
         if names
     ]
     if faults:

@@ -5,19 +5,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gm.errors import SuiteError
-from gm.weights.convert import FORMATS, check_ending, refuse_overwriting, write_file
+from gm.weights.convert import (
+    FORMATS,
+    Item,
+    check_ending,
+    converted,
+    progress,
+    refuse_overwriting,
+    total_bytes,
+    watched,
+    write_file,
+)
 from gm.weights.detect import is_adapter
 from gm.weights.dtypes import target_tag
 from gm.weights.files import WeightFile, named, open_weights, same_shape
+from gm.weights.keys import PARTS
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """What one additional file replaced, in tensors and in tensors whose number format was cast to the base's."""
+    """What one additional file replaced, in tensors.
+
+    ``parts``: per part of the model that it touches, (part, tensors replaced, tensors of the part). ``cast``: how many
+    changed their number format to the base's. ``overruled``: how many more it has that a later file replaced again.
+    """
 
     path: Path
     tensors: int
+    parts: tuple[tuple[str, int, int], ...]
     cast: int
+    overruled: int
 
 
 @dataclass(frozen=True)
@@ -33,8 +50,12 @@ class MergeReport:
         """The report as text."""
         told = []
         for replacement in self.replacements:
-            cast = f", {replacement.cast} of them cast to the base's format" if replacement.cast else ""
-            told.append(f"{replacement.path}: replaces {replacement.tensors} of {self.total} tensors{cast}")
+            parts = ", ".join(f"{part} {count} of {whole}" for part, count, whole in replacement.parts)
+            line = f"{replacement.path}: replaces {replacement.tensors} of {self.total} tensors"
+            line += f" ({parts})" if parts else ""
+            line += f", {replacement.cast} of them cast to the base's format" if replacement.cast else ""
+            line += f"; {replacement.overruled} more come from a later file" if replacement.overruled else ""
+            told.append(line)
         return [*told, f"kept from the base: {self.kept} of {self.total} tensors"]
 
 
@@ -78,21 +99,39 @@ def merge(
 def _merge(
     base: WeightFile, additional: list[WeightFile], target: Path, output: str, dry_run: bool, dtype: str | None
 ) -> MergeReport:
-    base.architecture()
+    base.check_whole()
     origin = dict.fromkeys(base.names(buffers=True), base)
     for weights in additional:
         check_fits(base, weights)
         origin |= dict.fromkeys(weights.names(), weights)
-    replacements = []
-    for weights in additional:
-        mine = [name for name, source in origin.items() if source is weights]
-        cast = sum(weights.dtype(name) != base.dtype(name) for name in mine) if dtype is None else 0
-        replacements.append(Replacement(weights.path, len(mine), cast))
-    kept = sum(source is base for source in origin.values())
-    if not dry_run:
-        items = [(weights, name, target_tag(base.dtype(name), dtype)) for name, weights in origin.items()]
+    items = [(weights, name, target_tag(base.dtype(name), dtype)) for name, weights in origin.items()]
+    if dry_run:
+        check_values([item for item in items if item[0] is not base])
+    else:
         write_file(target, items, output)
-    return MergeReport(target, len(origin), tuple(replacements), kept)
+    replacements = tuple(_replacement(weights, base, origin, dtype) for weights in additional)
+    return MergeReport(target, len(origin), replacements, sum(source is base for source in origin.values()))
+
+
+def _replacement(
+    weights: WeightFile, base: WeightFile, origin: dict[str, WeightFile], dtype: str | None
+) -> Replacement:
+    mine = [name for name, source in origin.items() if source is weights]
+    counts = [
+        (part, sum(name.startswith(prefixes) for name in mine), sum(name.startswith(prefixes) for name in origin))
+        for part, prefixes in PARTS.items()
+    ]
+    cast = sum(weights.dtype(name) != base.dtype(name) for name in mine) if dtype is None else 0
+    touched = tuple(count for count in counts if count[1])
+    return Replacement(weights.path, len(mine), touched, cast, len(weights.names()) - len(mine))
+
+
+def check_values(items: Sequence[Item]) -> None:
+    """Raises SuiteError for the first NaN or infinite value, or one beyond the format it is to be written in."""
+    with progress("checking", total_bytes(items)) as bar:
+        for weights, name, tag in items:
+            for _ in watched(converted(weights, name, tag), bar):
+                pass
 
 
 def check_fits(base: WeightFile, weights: WeightFile) -> None:
@@ -100,15 +139,18 @@ def check_fits(base: WeightFile, weights: WeightFile) -> None:
     names = weights.names()
     if is_adapter(names):
         raise SuiteError(f"{weights.path} is {weights.describe()}: merge takes files of whole parameters only")
+    if not names:
+        raise SuiteError(f"{weights.path} has no tensors: give a file of trained weights")
+    kinds = f"{weights.path} is {weights.describe()}, {base.path} is {base.describe()}"
     strange = [name for name in names if name not in base]
-    if strange or not names:
+    if strange:
         raise SuiteError(
-            f"{weights.path} has {len(strange)} of {len(names)} tensors that {base.path} lacks "
-            f"({named(strange)}): the additional file is {weights.describe()}, the base {base.describe()}"
+            f"{kinds}: {len(strange)} of {len(names)} tensors have no place in the base ({named(strange)}); give "
+            "weights that were trained from it"
         )
-    for name in names:
-        if not same_shape(weights.shape(name), base.shape(name)):
-            raise SuiteError(
-                f"{name} is {weights.shape(name)} in {weights.path} and {base.shape(name)} in {base.path}: "
-                f"the additional file is {weights.describe()}, the base {base.describe()}"
-            )
+    other = [name for name in names if not same_shape(weights.shape(name), base.shape(name))]
+    if other:
+        raise SuiteError(
+            f"{kinds}: {len(other)} of {len(names)} tensors have another shape ({other[0]} {weights.shape(other[0])} "
+            f"instead of {base.shape(other[0])}); give weights that were trained from it"
+        )

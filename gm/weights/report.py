@@ -6,74 +6,114 @@ from collections import Counter
 import numpy as np
 
 from gm.errors import SuiteError
-from gm.models.architecture import COND_STAGE, EMBEDDERS, ModelArchitecture, TextEncoderArchitecture
+from gm.models.architecture import ModelArchitecture, TextEncoderArchitecture
 from gm.weights.convert import progress, tensor_bytes
-from gm.weights.detect import describe
+from gm.weights.detect import KNOWN_UNETS, describe
 from gm.weights.dtypes import is_finite, to_float32
-from gm.weights.files import WeightFile, named, same_shape
-from gm.weights.keys import AUTOENCODER, OPTIONAL_ENDINGS, UNET, expected_shapes
+from gm.weights.files import WeightFile, compare, named
+from gm.weights.keys import PARTS, Shapes, expected_shapes
 
-PARTS = {"unet": (UNET,), "autoencoder": (AUTOENCODER,), "text towers": (EMBEDDERS, COND_STAGE)}
 FORMAT_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+TITLES = {
+    "sdxl-base": "Stable Diffusion XL base",
+    "sdxl-refiner": "Stable Diffusion XL refiner",
+    "ssd-1b": "Segmind SSD-1B",
+    "vega": "Segmind-Vega",
+    "sd-1": "Stable Diffusion 1.x",
+    "sd-2": "Stable Diffusion 2.x",
+    "sdxl-like": "of SDXL's family",
+}
+INDENT = " " * 15
 
 
 def report(weights: WeightFile) -> tuple[list[str], bool]:
     """Lines of text, and whether the file is a whole checkpoint of the parts it has."""
     shapes = weights.shapes()
     lines = [
-        f"file         {weights.path} ({weights.format}, {weights.layout} names)",
-        f"tensors      {_totals(weights)}",
+        _line("file", str(weights.path)),
+        _line("format", f"{weights.format}, {weights.layout} names, {_size(weights)}"),
+        _line("tensors", _formats(weights)),
+        _line("parameters", f"{_count(shapes, list(shapes)):,}"),
     ]
     try:
         architecture = weights.architecture()
     except SuiteError:
-        return [*lines, f"architecture none that is known here: this is {describe(shapes)}"], False
-    lines.append(f"architecture {architecture.name}")
+        return [*lines, _line("architecture", f"none that is known here: this is {describe(shapes)}")], False
+    lines.append(_line("architecture", _title(architecture)))
+    lines.append("")
     for part, prefixes in PARTS.items():
         names = [name for name in shapes if name.startswith(prefixes)]
-        count = sum(math.prod(shapes[name]) for name in names)
+        if not names:
+            lines.append(_line(part, "not in this file"))
+            continue
         formats = " and ".join(sorted({FORMAT_NAMES.get(weights.dtype(name), weights.dtype(name)) for name in names}))
-        lines.append(f"{part:<12} {f'{count:,} parameters, {formats}' if names else 'not in this file'}")
-        lines += [f"             {line}" for line in _details(architecture, part)]
+        lines.append(_line(part, f"{_count(shapes, names):,} parameters in {len(names):,} tensors, {formats}"))
+        lines += [INDENT + line for line in _details(architecture, part, shapes)]
+    lines.append("")
     expected = expected_shapes(architecture)
-    missing = [name for name in expected if name not in shapes and not name.endswith(OPTIONAL_ENDINGS)]
-    misshapen = [name for name in expected if name in shapes and not same_shape(shapes[name], expected[name])]
-    other = [name for name in shapes if name not in expected]
-    for title, names in (("missing", missing), ("misshapen", misshapen), ("not used", other)):
-        lines.append(f"{title:<12} {f'{len(names)}: {named(names)}' if names else 'nothing'}")
-    return lines, not missing and not misshapen
+    found = compare(shapes, expected)
+    misshapen = [f"{name} {shapes[name]} instead of {expected[name]}" for name in found.misshapen]
+    for title, names in (("missing", found.missing), ("misshapen", misshapen), ("not used", found.unexpected)):
+        lines.append(_line(title, f"{len(names)}: {named(names)}" if names else "nothing"))
+    return lines, not found.missing and not found.misshapen
 
 
-def _totals(weights: WeightFile) -> str:
-    count, size = Counter(), Counter()
-    for name in weights.names(buffers=True):
-        tag = weights.dtype(name)
-        count[tag] += 1
-        size[tag] += tensor_bytes(weights.shape(name), tag)
-    kinds = ", ".join(f"{number} {FORMAT_NAMES.get(tag, tag)}" for tag, number in count.most_common())
-    return f"{sum(count.values())} ({kinds}), {sum(size.values()) / 2**20:,.1f} MiB"
+def _line(title: str, text: str) -> str:
+    return f"{title:<{len(INDENT)}}{text}"
 
 
-def _details(architecture: ModelArchitecture, part: str) -> list[str]:
+def _count(shapes: Shapes, names: list[str]) -> int:
+    return sum(math.prod(shapes[name]) for name in names)
+
+
+def _size(weights: WeightFile) -> str:
+    size = sum(tensor_bytes(weights.shape(name), weights.dtype(name)) for name in weights.names(buffers=True))
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
+    return f"{size / unit:.2f} {name}"
+
+
+def _formats(weights: WeightFile) -> str:
+    """How many tensors there are of each number format."""
+    counts = Counter(weights.dtype(name) for name in weights.names(buffers=True))
+    return ", ".join(f"{number:,} {FORMAT_NAMES.get(tag, tag.lower())}" for tag, number in counts.most_common())
+
+
+def _title(architecture: ModelArchitecture) -> str:
+    if architecture.unet is None and not architecture.text_encoders:
+        return "an autoencoder tells no more than its own: SDXL, SD 1.x and 2.x have the same"
+    known = KNOWN_UNETS.get(architecture.name)
+    size = "" if architecture.unet in (None, known) else ", a size of its own"
+    return f"{architecture.name}: {TITLES[architecture.name]}{size}"
+
+
+def _details(architecture: ModelArchitecture, part: str, shapes: Shapes) -> list[str]:
     """What the shapes of one part say."""
-    if part == "unet" and (unet := architecture.unet):
+    if part == "UNet" and (unet := architecture.unet):
         vector = f", vector {unet.vector_dim} ({architecture.size_numbers} size numbers)" if unet.vector_dim else ""
+        inputs = "" if unet.in_channels == 4 else f" from {unet.in_channels} input channels"
         middle = "without attention" if unet.mid_depth is None else unet.mid_depth
         return [
-            f"channels {_joined(unet.channels)}, context {unet.context_dim}{vector}",
+            f"channels {_joined(unet.channels)}{inputs}, context {unet.context_dim}{vector}",
             f"transformer blocks: down {_nested(unet.down_depths)}, middle {middle}, up {_nested(unet.up_depths)}",
         ]
     if part == "autoencoder" and (autoencoder := architecture.autoencoder):
-        factor = f"{autoencoder.downsampling}x downsampling, scale factor {autoencoder.scale_factor}"
+        factor = f"{autoencoder.downsampling}x downsampling"
+        if architecture.unet or architecture.text_encoders:  # which tell the family, and with it the factor
+            factor += f", scale factor {autoencoder.scale_factor}"
         return [f"channels {_joined(autoencoder.channels)}, {autoencoder.latent_channels} latent channels, {factor}"]
-    if part == "text towers":
-        return [_text_encoder(encoder) for encoder in architecture.text_encoders]
+    if part == "text encoders":
+        told = []
+        for encoder, prefix in zip(architecture.text_encoders, architecture.text_prefixes):
+            count = _count(shapes, [name for name in shapes if name.startswith(prefix)])
+            told.append(f"{_text_encoder(encoder)}: {count:,} parameters")
+        return told
     return []
 
 
 def _text_encoder(encoder: TextEncoderArchitecture) -> str:
-    pooled = f", pooled to {encoder.projection_dim}" if encoder.projection_dim else ""
-    return f"{encoder.layout}: {encoder.layers} layers of width {encoder.width}, {encoder.vocab_size} tokens{pooled}"
+    kind = {768: "CLIP-L", 1024: "OpenCLIP ViT-H", 1280: "OpenCLIP ViT-bigG"}.get(encoder.width, encoder.layout)
+    pooled = f", pooled to {encoder.projection_dim}" if encoder.pooled else ""
+    return f"{kind}, {encoder.layers} layers of width {encoder.width}, {encoder.vocab_size:,} tokens{pooled}"
 
 
 def _joined(numbers: tuple[int, ...]) -> str:
@@ -98,5 +138,5 @@ def check_values(weights: WeightFile) -> list[str]:
                 bar.update(chunk.nbytes)
             if bad:
                 size = math.prod(weights.shape(name))
-                broken.append(f"not finite   {name}: {bad:,} of {size:,} values")
+                broken.append(_line("not finite", f"{name}: {bad:,} of {size:,} values"))
     return broken

@@ -1,6 +1,7 @@
 """Conversion changes the container and nothing else."""
 
 import errno
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -99,6 +100,27 @@ def test_what_is_no_model_is_refused(tmp_path, make_tensors, write_safetensors, 
     with pytest.raises(SuiteError, match=words):
         safetensors_to_ckpt(path, tmp_path / "a.ckpt")
     assert not (tmp_path / "a.ckpt").exists()
+
+
+@pytest.mark.parametrize("fault", ["missing", "misshapen"])
+def test_a_file_that_lost_keys_is_refused(tmp_path, tiny_tensors, write_ckpt, fault):
+    """A .ckpt cut between two of its records is still a .ckpt."""
+    tensors, name = dict(tiny_tensors), "first_stage_model.post_quant_conv.bias"
+    if fault == "missing":
+        del tensors[name]
+    else:
+        tensors[name] = ((5,), "F32", np.zeros(5, np.float32))
+    path = write_ckpt(tmp_path / "cut.ckpt", tensors)
+    with pytest.raises(SuiteError, match=rf"is damaged, .* 1 of its .* keys \({name}\)"):
+        ckpt_to_safetensors(path, tmp_path / "a.safetensors")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cut.ckpt"]
+
+
+def test_space_is_looked_for_before_anything_is_written(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(convert.shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, free=10**6))
+    monkeypatch.setattr(convert, "replacing", None)
+    with pytest.raises(SuiteError, match=r"no space left .* it needs 0.0\d GB and 0.00 GB are free"):
+        safetensors_to_ckpt(source, tmp_path / "a.ckpt")
 
 
 def test_nan_leaves_nothing_behind(tmp_path, mixed_tensors, write_safetensors):

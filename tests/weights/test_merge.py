@@ -5,6 +5,7 @@ import pytest
 
 from gm.errors import SuiteError, UsageError
 from gm.weights.files import open_weights
+from gm.weights.folder import ckpt_to_diffusers
 from gm.weights.merge import default_save_path, merge
 
 UNET = "model.diffusion_model."
@@ -34,6 +35,7 @@ def test_the_unet_is_new_and_the_rest_is_old(tmp_path, base, unet):
         np.testing.assert_array_equal(merged[name], (new if name.startswith(UNET) else old)[name])
     assert (report.total, report.kept) == (len(old), len(old) - len(new))
     assert report.replacements[0].tensors == len(new)
+    assert report.replacements[0].parts == (("UNet", len(new), len(new)),)
 
 
 def test_the_later_of_two_wins(tmp_path, base, unet, make_tensors, write_ckpt):
@@ -42,6 +44,8 @@ def test_the_later_of_two_wins(tmp_path, base, unet, make_tensors, write_ckpt):
     report = merge(base, [unet, later], tmp_path / "merged.ckpt")
     np.testing.assert_array_equal(arrays(tmp_path / "merged.ckpt")[name], arrays(later)[name])
     assert [replacement.tensors for replacement in report.replacements] == [len(arrays(unet)) - 1, 1]
+    assert [replacement.overruled for replacement in report.replacements] == [1, 0]
+    assert report.lines()[0].endswith("; 1 more come from a later file")
 
 
 def test_the_bases_format_stays(tmp_path, tiny_shapes, make_tensors, write_safetensors, unet):
@@ -67,6 +71,22 @@ def test_a_dry_run_reports_the_same_and_writes_nothing(tmp_path, base, unet):
     assert merge(base, [unet], tmp_path / "merged.ckpt") == report
 
 
+def test_a_dry_run_finds_broken_values(tmp_path, base, tiny_tensors, write_ckpt):
+    name = UNET + "out.2.bias"
+    shape = tiny_tensors[name][0]
+    broken = write_ckpt(tmp_path / "broken.ckpt", {name: (shape, "F32", np.full(shape, np.inf, np.float32))})
+    with pytest.raises(SuiteError, match=r"out.2.bias has NaN or infinite"):
+        merge(base, [broken], tmp_path / "merged.ckpt", dry_run=True)
+
+
+def test_a_folder_with_a_unet_alone_is_laid_over(tmp_path, base, unet):
+    ckpt_to_diffusers(unet, tmp_path / "folder")
+    merge(base, [tmp_path / "folder"], tmp_path / "merged.ckpt")
+    new, merged = arrays(unet), arrays(tmp_path / "merged.ckpt")
+    for name, value in new.items():
+        np.testing.assert_array_equal(merged[name], value)
+
+
 def test_the_result_lies_beside_the_base_by_default(base, unet):
     merge(base, [unet])
     assert default_save_path(base) == base.with_name("base_merged.ckpt")
@@ -76,8 +96,8 @@ def test_the_result_lies_beside_the_base_by_default(base, unet):
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
-        ({UNET + "out.2.bias": (4,), UNET + "new.bias": (4,)}, r"1 of 2 tensors that .* lacks .*new.bias"),
-        ({UNET + "out.2.bias": (5,)}, r"out.2.bias is \(5,\) .* and \(4,\)"),
+        ({UNET + "out.2.bias": (4,), UNET + "new.bias": (4,)}, r"1 of 2 tensors have no place in the base .*new.bias"),
+        ({UNET + "out.2.bias": (5,)}, r"1 of 1 tensors have another shape .*out.2.bias \(5,\) instead of \(4,\)"),
         ({"lora_unet_a.lora_up.weight": (4, 4)}, "LoRA"),
     ],
 )
@@ -99,6 +119,6 @@ def test_the_output_is_none_of_the_inputs(base, unet):
 
 def test_a_unet_alone_is_no_base_for_a_whole_model(tmp_path, base, unet):
     with pytest.raises(
-        SuiteError, match=r"the additional file is sdxl-like with a UNet, an auto.* the base sdxl-like with a UNet$"
+        SuiteError, match=r"base.ckpt is sdxl-like with a UNet, an auto.*unet.ckpt is sdxl-like with a UNet: [0-9]+ of"
     ):
         merge(unet, [base], tmp_path / "merged.ckpt")

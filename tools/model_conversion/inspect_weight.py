@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         if values.values:
             broken = check_values(weights)
             whole = whole and not broken
-            print("\n".join(broken or ["values       all finite"]))
+            print("\n".join(broken or [f"{'values':<15}all finite"]))
     return 0 if whole else 1
 
 
