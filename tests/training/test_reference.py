@@ -39,7 +39,6 @@ ARCHITECTURE = UNetArchitecture(
     up_depths=((1, 1), (0, 0)),
     context_dim=CONTEXT,
     vector_dim=POOLED + 256 * NUMBERS,
-    norm_groups=8,
 )
 
 
@@ -114,7 +113,7 @@ def batch_for_ours(drawn: dict[str, np.ndarray], prediction_type: str, gamma: fl
     abar = schedule.alphas_cumprod(schedule.betas("scaled_linear", 1000, 0.00085, 0.012))
     timesteps = drawn["timesteps"].astype(int)
     weights = objective.loss_weights(abar, prediction_type, gamma)[timesteps]
-    coefficients = objective.coefficients(abar, timesteps, prediction_type)._asdict()
+    coefficients = objective.coefficients(abar[timesteps], prediction_type)._asdict()
     extra = {"input_noise": drawn["noise"], "weight": weights, "inverse_huber_c": np.zeros(BATCH), **coefficients}
     return drawn | {name: np.asarray(values, np.float32) for name, values in extra.items()}
 
