@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from types import ModuleType
 
-from gm.config.schema import LaunchConfig
+from gm.config.sections.machine import LaunchConfig
 from gm.config.validation import memory_in_gigabytes
 from gm.errors import SuiteError
 

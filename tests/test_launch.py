@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from gm import launch
-from gm.config.schema import LaunchConfig
+from gm.config.sections.machine import LaunchConfig
 from gm.errors import SuiteError, UsageError
 from gm.launch import Device, start
 
@@ -18,7 +18,7 @@ from gm.launch import Device, start
 PROBE = """
 import json, logging, os, sys
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-from gm.config.schema import LaunchConfig
+from gm.config.sections.machine import LaunchConfig
 from gm.launch import start
 device = start(LaunchConfig(**json.loads(sys.argv[1])))
 import mindspore as ms

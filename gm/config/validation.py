@@ -3,7 +3,8 @@
 import re
 import sys
 
-from gm.config.schema import NOT_IN_THIS_RELEASE, SETTINGS, Config, DiffusionConfig
+from gm.config.schema import NOT_IN_THIS_RELEASE, SETTINGS, Config
+from gm.config.sections.training import DiffusionConfig
 from gm.errors import UsageError
 
 # Settings that do nothing while another one has its default, and what to give instead.

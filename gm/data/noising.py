@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gm.config.schema import DiffusionConfig
+from gm.config.sections.training import DiffusionConfig
 from gm.diffusion import objective, schedule, timesteps
 from gm.diffusion.steps import sigma_to_timestep, sigmas
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from gm.config.schema import ModelConfig
+from gm.config.sections.data import ModelConfig
 from gm.errors import SuiteError
 from gm.models.architecture import UNTRAINED, ModelArchitecture, TextEncoderArchitecture
 from gm.weights.files import open_weights

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from gm.config import Config
-from gm.config.schema import DiffusionConfig
+from gm.config.sections.training import DiffusionConfig
 from gm.data.tokens import Tokenizers
 from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_snr
 from gm.errors import SuiteError, UsageError

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mindspore import Parameter, nn
 
 from gm.config import Config
-from gm.config.schema import OptimConfig
+from gm.config.sections.training import OptimConfig
 from gm.data.encoders import NetworkEncoders
 from gm.errors import SuiteError
 from gm.models.architecture import UNTRAINED, ModelArchitecture

@@ -17,7 +17,7 @@ from mindspore import Tensor
 
 from gm.compilation import Graph
 from gm.config import Config
-from gm.config.schema import DiffusionConfig
+from gm.config.sections.training import DiffusionConfig
 from gm.data import cache as stored
 from gm.data import folder
 from gm.data.batches import Batch, Batches

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gm.config import Config
-from gm.config.schema import TrainConfig
+from gm.config.sections.training import TrainConfig
 from gm.data.batches import Batch, Batches
 from gm.errors import SuiteError, os_error_reason
 from gm.models import flops

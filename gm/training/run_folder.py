@@ -12,7 +12,7 @@ from datetime import datetime
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-from gm.config.schema import TrainConfig
+from gm.config.sections.training import TrainConfig
 from gm.errors import SuiteError, UsageError
 from gm.files import write_text
 

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.dataset import GeneratorDataset
 
-from gm.config.schema import LaunchConfig
+from gm.config.sections.machine import LaunchConfig
 from gm.data.batches import Batch, Cursor
 from gm.training.step import arrays, tensors
 

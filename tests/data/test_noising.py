@@ -3,7 +3,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gm.config.schema import DiffusionConfig
+from gm.config.sections.training import DiffusionConfig
 from gm.data.noising import Noising, describe
 from gm.data.randomness import generator
 from gm.diffusion.timesteps import stratify

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from gm.config.schema import ModelConfig
+from gm.config.sections.data import ModelConfig
 from gm.data.tokens import Tokenizers
 from gm.errors import SuiteError
 from gm.models.architecture import TINY_SDXL

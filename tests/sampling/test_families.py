@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gm.config.schema import ModelConfig
+from gm.config.sections.data import ModelConfig
 from gm.data.tokens import Tokenizers
 from gm.diffusion.schedule import alphas_cumprod, betas
 from gm.sampling.noise import PictureNoise

@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from gm.config.schema import LaunchConfig
+from gm.config.sections.machine import LaunchConfig
 from gm.errors import SuiteError, UsageError
 from gm.training import sink
 from gm.training.metrics import read

@@ -1,0 +1,70 @@
+"""Settings of the weights, the pictures and captions, and their cache."""
+
+from dataclasses import dataclass
+
+from gm.config.sections.setting import setting
+
+
+@dataclass
+class ModelConfig:
+    weight: str = setting("", "weights to start from: .ckpt, .safetensors or a diffusers folder; empty: random weights")
+    architecture: str = setting(
+        "sdxl-base", "networks to build when --weight is empty (a file says its own)", choices=("sdxl-base", "tiny")
+    )
+    attention: str = setting(
+        "auto",
+        "auto and flash take flash attention where the device has it and a layer fits; math: nowhere",
+        choices=("auto", "flash", "math"),
+    )
+    tokenizer: str | None = setting(
+        "openai/clip-vit-large-patch14",
+        "tokenizer of the text encoders: a local folder with vocab.json and merges.txt, or a hub name; a diffusers "
+        "folder given as --weight has its own",
+    )
+    tokenizer_2: str | None = setting(
+        None, "tokenizer of the second text encoder; default: that of the first, as in SDXL"
+    )
+
+
+@dataclass
+class DataConfig:
+    path: str = setting("", "folder of pictures and captions", flag="data_path")
+    resolution: int = setting(1024, "side of the square training picture", unit="pixels", at_least=32, multiple_of=32)
+    crop: str = setting("center", "where the square is cut from the resized picture", choices=("center", "random"))
+    buckets: bool = setting(
+        False, "train each picture at the size whose aspect ratio is nearest to its own, not at the square"
+    )
+    random_flip: bool = setting(False, "mirror half of the pictures, chosen per sample and epoch")
+    per_batch_size: int = setting(1, "samples per step and device", unit="samples", at_least=1)
+    num_parallel_workers: int = setting(2, "threads that read and transform pictures", unit="threads", at_least=1)
+    caption_dropout: float = setting(
+        0.0, "share of captions replaced by the empty one, for guidance", unit="0 to 1", at_least=0, at_most=1
+    )
+    on_bad_sample: str = setting(
+        "error", "a picture that cannot be read: stop, or go on without it", choices=("error", "skip")
+    )
+    missing_caption: str = setting(
+        "error",
+        "a picture without a caption: stop, train it unconditionally, or use its file name",
+        choices=("error", "empty", "filename"),
+    )
+    aesthetic_score: float = setting(6.0, "SDXL refiner: the score it is told all pictures have", at_least=0)
+    shuffle: bool = setting(True, "a new order of the samples in every epoch")
+    drop_last: bool = setting(False, "leave out an epoch's last samples when they do not fill a batch")
+
+
+@dataclass
+class CacheConfig:
+    latent: bool = setting(
+        False,
+        "task cache: write the autoencoder's output; task train: read it, build no autoencoder",
+        flag="cache_latent",
+    )
+    text_embedding: bool = setting(
+        False, "the same for the text encoders; must agree with --cache_latent", flag="cache_text_embedding"
+    )
+    path: str = setting("./cache_data", "folder of the cache", flag="cache_path")
+    dtype: str = setting("fp16", "precision the cache is kept in", choices=("fp16", "fp32"), flag="cache_dtype")
+    variants: int = setting(
+        1, "random crops and flips kept of each picture", unit="entries", at_least=1, flag="cache_variants"
+    )

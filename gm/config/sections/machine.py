@@ -1,0 +1,49 @@
+"""Settings of the device, its precision and memory, and how several of them share the work."""
+
+from dataclasses import dataclass
+
+from gm.config.sections.setting import setting
+
+
+@dataclass
+class LaunchConfig:
+    device_target: str = setting(
+        "auto", "auto takes Ascend where it can be loaded, else the CPU", choices=("auto", "Ascend", "CPU")
+    )
+    ms_mode: int = setting(0, "0: compiled graph; 1: PyNative, for debugging", choices=(0, 1))
+    max_device_memory: str | None = setting(None, 'memory to take of an Ascend device, such as "59GB"', unit="GB")
+    compile_cache: str = setting(
+        "", "folder that keeps compiled graphs, so that the same training or sampling starts sooner; empty: none"
+    )
+    threads: int | None = setting(
+        None, "CPU cores this process keeps to; default: all it may use", unit="cores", at_least=1
+    )
+    deterministic: bool = setting(
+        True, "take only kernels that give the same bits every time; costs some speed on Ascend"
+    )
+    precision: str = setting(
+        "fp32",
+        "arithmetic of the UNet; weights, norms, softmax, loss and the other networks stay float32",
+        choices=("fp32", "fp16", "bf16"),
+    )
+    param_fp16: bool = setting(
+        False, "keep the UNet's weights in float16, and float32 ones in the optimizer; --precision fp16 unless set"
+    )
+    init_loss_scale: float = setting(65536.0, "float16: what the loss is multiplied by at first", at_least=1)
+    loss_scale_window: int = setting(
+        2000, "float16: steps without overflow after which the loss scale doubles", unit="steps", at_least=1
+    )
+    is_parallel: bool = setting(False, "data parallel over several devices")
+    multi_graph: bool = setting(
+        False,
+        "training from pictures: autoencoder and text encoders as graphs of their own, compiled apart from the step",
+    )
+    data_sink: bool = setting(
+        False, "Ascend: batches wait in a queue on the device; everywhere: the host logs once in --sink_size steps only"
+    )
+    sink_size: int = setting(
+        1000,
+        "with --data_sink: steps after which the host waits for the device and logs them",
+        unit="steps",
+        at_least=1,
+    )
