@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int | None:
     if config.task == "cache":
         from gm.data import cache
 
-        return cache.build(config)
+        return cache.build(config, rank=device.rank)
 
     from gm.sampling.preview import Preview
     from gm.training import loop

@@ -86,48 +86,56 @@ class ShardStore:
         """Write the index if it does not say what is there."""
         if not self._shards:
             return
-        text = json.dumps({name: self._shards[name] for name in sorted(self._shards)}, separators=(",", ":")) + "\n"
+        shards = {name: self._shards[name] for name in sorted(self._shards)}
+        text = _dump({"crc32": _checksum(shards), "shards": shards}) + "\n"
         path = self.folder / INDEX
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
 
     def remove_damaged(self) -> list[Path]:
         """Delete shards that cannot be read, so that they are made again; returns them."""
-        removed, self.damaged = self.damaged, []
-        for path in removed:
-            path.unlink(missing_ok=True)
+        removed = []
+        for path in self.damaged:
+            if path.is_file() and self._described(path.name) is None:  # another process may have made it again
+                path.unlink(missing_ok=True)
+                removed.append(path)
+        self.damaged = []
         return removed
 
-    def remove_leftovers(self) -> None:
-        """Delete temporary files of processes that were killed while they wrote."""
-        for path in self.folder.glob(".*.tmp") if self.folder.is_dir() else ():
-            process = path.name.rsplit(".", 2)[1]
-            if process.isdigit() and not _alive(int(process)):
-                path.unlink(missing_ok=True)
+    def remove_leftovers(self, name: str) -> None:
+        """Delete what processes that were killed while they wrote the shard ``name`` have left of it."""
+        for path in self.folder.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
     def _load(self) -> dict[str, dict]:
         if not self.folder.is_dir():
             return {}
         there = {item.name: item.stat().st_size for item in os.scandir(self.folder) if item.name.endswith(SUFFIX)}
         try:
-            known = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-            known = {name: shard for name, shard in known.items() if shard["bytes"] == there.get(name)}
+            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+            whole = index["crc32"] == _checksum(index["shards"])
+            known = {name: shard for name, shard in index["shards"].items() if shard["bytes"] == there.get(name)}
+            known = known if whole else {}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             known = {}
         shards = {}
         for name in sorted(name for name in there if not name.startswith(".")):
-            try:
-                shards[name] = known.get(name) or self._describe(name)
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            if shard := known.get(name) or self._described(name):
+                shards[name] = shard
+            else:
                 self.damaged.append(self.folder / name)
         return shards
 
-    def _describe(self, name: str) -> dict:
+    def _described(self, name: str) -> dict | None:
+        """What the shard's own header says; None if it is damaged."""
         path = self.folder / name
-        with safe_open(str(path), framework="numpy") as handle:
-            keys = sorted({tensor.split(".")[0] for tensor in handle.keys()})  # noqa: SIM118
-            refused = json.loads(handle.metadata()["cache"])["refused"]
-        return {"bytes": path.stat().st_size, "keys": keys, "refused": refused}
+        try:
+            with safe_open(str(path), framework="numpy") as handle:
+                keys = sorted({tensor.split(".")[0] for tensor in handle.keys()})  # noqa: SIM118
+                refused = json.loads(handle.metadata()["cache"])["refused"]
+            return {"bytes": path.stat().st_size, "keys": keys, "refused": refused}
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _add(self, name: str, shard: dict) -> None:
         for key in shard["keys"]:
@@ -154,11 +162,9 @@ def damaged(path: Path) -> SuiteError:
     return SuiteError(f"cache shard {path} is damaged: remove it and run --task cache again, which makes only it anew")
 
 
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+def _dump(value: dict) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _checksum(shards: dict) -> int:
+    return zlib.crc32(_dump(shards).encode())

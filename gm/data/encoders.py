@@ -1,6 +1,7 @@
 """What turns pictures and token ids into what the UNet is trained on: the frozen networks before it."""
 
 import hashlib
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,17 +54,21 @@ class NetworkEncoders:
         """Of the weights file, or of what is built without one."""
         if self._weight is None:
             return self._untrained
+        if not self._weight.exists():
+            raise SuiteError(f"no weights at {self._weight}: --weight names a .ckpt, .safetensors or diffusers folder")
         with open_weights(self._weight) as weights:
             return weights.architecture()
 
     @cached_property
     def picture_hash(self) -> str:
-        """Of the encoder half of the autoencoder: its decoder has no part in latents."""
-        return self._hash("autoencoder", ("first_stage_model.encoder.", "first_stage_model.quant_conv."))
+        """Of the encoder half of the autoencoder: its decoder has no part in latents, and training scales them."""
+        built = self.architecture.autoencoder and replace(self.architecture.autoencoder, scale_factor=1.0)
+        return self._hash("autoencoder", ("first_stage_model.encoder.", "first_stage_model.quant_conv."), built)
 
     @cached_property
     def text_hash(self) -> str:
-        return self._hash("text encoders", (EMBEDDERS, COND_STAGE))
+        """Of weights and of what they do not say, such as which layer's states are taken."""
+        return self._hash("text encoders", (EMBEDDERS, COND_STAGE), self.architecture.text_encoders)
 
     def encode_pictures(self, pictures: np.ndarray) -> np.ndarray:
         from mindspore import Tensor
@@ -119,15 +124,16 @@ class NetworkEncoders:
             with open_weights(self._weight) as weights:
                 load_into(network, weights, prefix=prefix)
 
-    def _hash(self, what: str, prefixes: tuple[str, ...]) -> str:
+    def _hash(self, what: str, prefixes: tuple[str, ...], built: Any) -> str:
+        """``built``: the networks as they are built from the weights under ``prefixes``."""
+        if self._weight is None:
+            return _hash_text(f"{PRECISION} untrained {what} {self._untrained} {self._seed}")
+        return _hash_text(f"{PRECISION} {built} {self._weights_hash(what, prefixes)}")
+
+    def _weights_hash(self, what: str, prefixes: tuple[str, ...]) -> str:
         def compute(path: Path) -> str:
             return _weights_hash(path, what, prefixes)
 
-        if self._weight is None:
-            drawn = f"{PRECISION} untrained {what} {self._untrained} {self._seed}"
-            return hashlib.blake2b(drawn.encode(), digest_size=16).hexdigest()
-        if not self._weight.exists():
-            raise SuiteError(f"no weights at {self._weight}: --weight names a .ckpt, .safetensors or diffusers folder")
         if self._weight.is_dir():  # a folder's times do not tell of changes inside the files
             return compute(self._weight)
         result = self._notes.remember(self._weight, what, compute)
@@ -137,7 +143,7 @@ class NetworkEncoders:
 
 def _weights_hash(path: Path, what: str, prefixes: tuple[str, ...]) -> str:
     """Of names, shapes and float32 values of the tensors under ``prefixes``, whatever formats they are kept in."""
-    digest = hashlib.blake2b(PRECISION.encode(), digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     with open_weights(path) as weights:
         names = sorted(name for name in weights.names() if name.startswith(prefixes) and not name.endswith(UNUSED))
         if not names:
@@ -147,6 +153,10 @@ def _weights_hash(path: Path, what: str, prefixes: tuple[str, ...]) -> str:
             for chunk in weights.stream(name):
                 digest.update(np.ascontiguousarray(to_float32(chunk, weights.dtype(name))))
     return digest.hexdigest()
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _lacks(path: Path, what: str) -> SuiteError:

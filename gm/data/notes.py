@@ -22,6 +22,11 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hash_bytes(content: bytes) -> str:
+    """What ``hash_file`` gives for a file with this content."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 class FileNotes:
     """What was computed from files' contents, valid while size, times and inode of the file stay what they were.
 

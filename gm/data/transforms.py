@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -82,9 +83,9 @@ def picture_size(path: Path) -> Size:
     return height, width
 
 
-def load(path: Path) -> Image.Image:
+def load(source: Path | BinaryIO) -> Image.Image:
     """The upright RGB picture: EXIF orientation applied, alpha over white, 16 bits to 8. Raises BadPictureError."""
-    with _opened(path) as picture:
+    with _opened(source) as picture:
         try:
             turn = _turn(picture)
             return to_rgb(picture if turn is None else picture.transpose(turn))
@@ -106,8 +107,8 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def apply(picture: Image.Image, framing: Framing) -> np.ndarray:
-    """The framed picture: (3, H, W) float32 in [-1, 1]."""
+def framed(picture: Image.Image, framing: Framing) -> np.ndarray:
+    """The pixels of the framed picture: (H, W, 3) uint8."""
     if framing.flip:
         picture = ImageOps.mirror(picture)
     # Only the crop is resized: a 1 x 10,000 picture must not become a 512 x 5,000,000 one on the way.
@@ -118,7 +119,17 @@ def apply(picture: Image.Image, framing: Framing) -> np.ndarray:
     height, width = framing.target
     if (top, left, bottom, right) != (0, 0, height, width) or picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
-    return np.asarray(picture, np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
+    return np.asarray(picture)
+
+
+def normalized(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (..., H, W, 3) uint8 as the autoencoder reads them: (..., 3, H, W) float32 in [-1, 1]."""
+    return np.moveaxis(pixels, -1, -3).astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def apply(picture: Image.Image, framing: Framing) -> np.ndarray:
+    """The framed picture: (3, H, W) float32 in [-1, 1]."""
+    return normalized(framed(picture, framing))
 
 
 def decode(path: Path, framing: Framing) -> np.ndarray:
@@ -137,11 +148,11 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
     return TURNS.get(Image.Image.getexif(picture).get(ORIENTATION_TAG))
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(source: Path | BinaryIO) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
+            return Image.open(source)
     except FileNotFoundError:
         raise BadPictureError("the file is gone") from None
     except Image.DecompressionBombError:

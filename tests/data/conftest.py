@@ -75,6 +75,17 @@ def draw_picture():
 
 
 @pytest.fixture
+def files():
+    """Everything in a cache that must not depend on how it came about, hidden files included."""
+
+    def contents(folder) -> dict[str, bytes]:
+        paths = [path for kind in ("latents", "texts") for path in (Path(folder) / kind).glob("*")]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+    return contents
+
+
+@pytest.fixture
 def pictures(tmp_path, draw_picture) -> Path:
     """A folder of ten pictures with captions; two captions are the same, one picture has two."""
     root = tmp_path / "pictures"

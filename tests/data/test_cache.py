@@ -1,10 +1,5 @@
 import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +39,6 @@ def build(config, make_encoders, tokenizers):
         return len(made.pictures), len(made.texts)
 
     return run
-
-
-def files(folder):
-    """Everything that must not depend on how the cache came about."""
-    shards = [path for kind in ("latents", "texts") for path in (Path(folder) / kind).glob("*")]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in shards}
 
 
 def test_touch_nothing_and_nothing_is_made(build, caplog):
@@ -191,7 +180,7 @@ def test_training_refuses_a_cache_that_is_not_there(config, encoders, tokenizers
         cache.open(config, None, encoders, tokenizers)
 
 
-def test_a_damaged_shard_is_told_and_only_it_is_made_again(config, build, encoders, tokenizers):
+def test_a_damaged_shard_is_told_and_only_it_is_made_again(config, build, encoders, tokenizers, files):
     build()
     before = files(config.cache.path)
     shard = next(Path(config.cache.path, "latents").glob("*.safetensors"))
@@ -239,78 +228,3 @@ def test_pictures_that_break_while_decoding_are_left_out_when_asked_for(config, 
     config.data.on_bad_sample = "error"
     with pytest.raises(SuiteError, match=r"bad.png"):
         cache.open(config, None, encoders, tokenizers)
-
-
-def test_ranks_share_the_work_and_end_with_the_same_bytes(config, tmp_path, make_encoders, tokenizers, monkeypatch):
-    monkeypatch.setattr(cache, "SHARD_ENTRIES", 2)
-    cache.build(config, make_encoders(), tokenizers, progress=False)
-    alone = files(config.cache.path)
-    config.cache.path = str(tmp_path / "shared")
-    counts = []
-    for rank in range(3):
-        made = Made(encoders := make_encoders())
-        cache.build(config, encoders, tokenizers, rank, 3, progress=False)
-        counts.append(len(made.pictures))
-    assert sum(counts) == 10
-    assert files(config.cache.path) == alone
-
-
-SLOW_BUILD = """
-import importlib.util, sys, time
-spec = importlib.util.spec_from_file_location("fakes", sys.argv[1])
-fakes = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fakes)
-from gm.config import Config
-from gm.data import cache
-
-class Slow(fakes.FakeEncoders):
-    def encode_pictures(self, pictures):
-        time.sleep(float(sys.argv[4]))
-        return super().encode_pictures(pictures)
-
-    def encode_text(self, ids_1, ids_2):
-        time.sleep(float(sys.argv[4]))
-        return super().encode_text(ids_1, ids_2)
-
-cache.SHARD_ENTRIES = 2
-config = Config()
-config.data.path, config.cache.path, config.data.resolution = sys.argv[2], sys.argv[3], 32
-cache.build(config, Slow(), fakes.FakeTokenizers(), progress=False)
-"""
-
-
-def start_build(pictures, folder, pause=0.0):
-    fakes = Path(__file__).with_name("conftest.py")
-    root = Path(cache.__file__).parents[2]
-    command = [sys.executable, "-c", SLOW_BUILD, str(fakes), str(pictures), str(folder), str(pause)]
-    return subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
-
-
-def test_killed_again_and_again_it_ends_with_the_same_bytes(pictures, tmp_path):
-    assert start_build(pictures, tmp_path / "whole").wait() == 0
-    whole = files(tmp_path / "whole")
-    assert len(whole) == 5 + 6 + 2
-    for shards in (1, 4, 7):
-        process = start_build(pictures, tmp_path / "killed", pause=0.05)
-        while len(list((tmp_path / "killed").glob("*/*.safetensors"))) < shards:
-            assert process.poll() is None
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert files(tmp_path / "killed") != whole
-    assert start_build(pictures, tmp_path / "killed").wait() == 0
-    assert files(tmp_path / "killed") == whole
-
-
-def test_two_processes_may_fill_one_folder_at_once(pictures, tmp_path):
-    assert start_build(pictures, tmp_path / "whole").wait() == 0
-    both = [start_build(pictures, tmp_path / "both", pause=0.02) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
-    assert files(tmp_path / "both") == files(tmp_path / "whole")
-
-
-def test_a_folder_that_cannot_be_written_to_is_told(config, encoders, tokenizers, tmp_path):
-    (tmp_path / "file").write_text("")
-    config.cache.path = str(tmp_path / "file")
-    with pytest.raises((SuiteError, OSError)):
-        cache.build(config, encoders, tokenizers, progress=False)

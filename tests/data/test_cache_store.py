@@ -1,5 +1,4 @@
 import json
-import os
 
 import numpy as np
 import pytest
@@ -66,7 +65,26 @@ def test_an_index_does_not_stand_for_shards_that_are_gone(folder):
     store = ShardStore(folder)
     assert list(store.keys()) == ["cc"]
     store.save_index()
-    assert len(json.loads((folder / INDEX).read_text())) == 1
+    assert len(json.loads((folder / INDEX).read_text())["shards"]) == 1
+
+
+def test_an_index_with_a_flipped_bit_is_not_believed(folder):
+    before = (folder / INDEX).read_bytes()
+    for place in range(0, len(before), 7):
+        content = bytearray(before)
+        content[place] ^= 1
+        (folder / INDEX).write_bytes(content)
+        assert_whole(ShardStore(folder))
+
+
+def test_a_shard_that_was_made_again_meanwhile_is_not_removed(folder):
+    shard = next(folder.glob("one-*"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-5])
+    store = ShardStore(folder)
+    shard.write_bytes(whole)  # by another process
+    assert store.remove_damaged() == []
+    assert shard.exists()
 
 
 def test_a_truncated_shard_is_told_and_removed_on_request(folder):
@@ -89,12 +107,12 @@ def test_a_flipped_bit_is_told_on_reading(folder, place):
         read_both(ShardStore(folder))
 
 
-def test_temporary_files_of_the_dead_are_removed_and_of_the_living_kept(folder):
-    dead, living = folder / ".x.safetensors.999999999.tmp", folder / f".x.safetensors.{os.getpid()}.tmp"
-    for path in (dead, living):
+def test_what_the_dead_have_left_of_a_shard_is_removed_and_of_others_kept(folder):
+    left, other = folder / ".x.safetensors.999.tmp", folder / ".y.safetensors.999.tmp"
+    for path in (left, other):
         path.write_bytes(b"half")
     store = ShardStore(folder)
-    store.remove_leftovers()
-    assert not dead.exists()
-    assert living.exists()
+    store.remove_leftovers("x.safetensors")
+    assert not left.exists()
+    assert other.exists()
     assert_whole(store)

@@ -52,6 +52,19 @@ def test_hashes_change_with_the_weights_that_matter_and_no_others(encoders_of):
     assert changed[1] != text
 
 
+def test_hashes_change_with_what_the_weights_do_not_say(encoders_of):
+    before = hashes(encoders_of())
+    encoders = encoders_of()
+    model = encoders.architecture
+    text = (dataclasses.replace(model.text_encoders[0], layer="last"), model.text_encoders[1])
+    encoders.architecture = dataclasses.replace(
+        model, text_encoders=text, autoencoder=dataclasses.replace(model.autoencoder, scale_factor=1.5)
+    )
+    after = hashes(encoders)
+    assert after[0] == before[0]  # training scales the latents
+    assert after[1] != before[1]
+
+
 def test_hashes_do_not_depend_on_the_file_format(encoders_of, tensors, config, tmp_path):
     half = hashes(encoders_of(dtype=np.float16))
     config.model.weight = str(tmp_path / "weights.ckpt")
