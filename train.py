@@ -40,19 +40,19 @@ def main(arguments: list[str]) -> int | None:
 
     from gm import launch
 
-    device = launch.start(config.launch)
-    from gm.models import attention  # imports MindSpore, which start() prepares
+    with launch.start(config.launch, together=True) as device:
+        from gm.models import attention  # imports MindSpore, which start() prepares
 
-    attention.choose(config.model.attention, device.target, config.launch.precision)
-    if config.task == "cache":
-        from gm.data import cache
+        attention.choose(config.model.attention, device.target, config.launch.precision)
+        if config.task == "cache":
+            from gm.data import cache
 
-        return cache.build(config, rank=device.rank)
+            return cache.build(config, rank=device.rank)
 
-    from gm.sampling.preview import Preview
-    from gm.training import loop
+        from gm.sampling.preview import Preview
+        from gm.training import loop
 
-    return loop.train(config, Preview)
+        return loop.train(config, Preview)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from gm import launch
 from gm.config.sections.machine import LaunchConfig
 from gm.errors import SuiteError, UsageError
-from gm.launch import Device, start
+from gm.launch import Device, share, start
+from gm.parallel.processes import VARIABLES
 
 # What start() does lasts as long as the process, so the real one runs in a process of its own.
 PROBE = """
@@ -29,7 +29,7 @@ print(json.dumps([device.target, device.rank, device.size, ms.get_context("devic
 
 
 def started(**settings):
-    environment = {name: value for name, value in os.environ.items() if name not in launch.PROCESS_COUNT_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     return subprocess.run(
         [sys.executable, "-c", PROBE, json.dumps(settings)],
         capture_output=True,
@@ -81,7 +81,7 @@ class FakeMindSpore:
 
 @pytest.fixture
 def fake(monkeypatch):
-    for variable in (*launch.PROCESS_COUNT_VARIABLES, "DEVICE_ID"):
+    for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
 
     def install(**kind) -> FakeMindSpore:
@@ -177,11 +177,35 @@ def test_an_untested_release_is_said_but_taken(fake, caplog, version, warns):
     assert any(record.levelno == logging.WARNING for record in caplog.records) is warns
 
 
-@pytest.mark.parametrize("variable", launch.PROCESS_COUNT_VARIABLES)
-def test_several_processes_are_refused_rather_than_trained_side_by_side(fake, monkeypatch, variable):
+@pytest.mark.parametrize(
+    "variables",
+    [{"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "3"}, {"PMI_SIZE": "8", "PMI_RANK": "3"}],
+)
+def test_what_one_process_does_alone_is_not_done_by_several(fake, monkeypatch, variables):
     fake(ascend=False)
-    monkeypatch.setenv(variable, "8")
-    with pytest.raises(SuiteError, match=f"8 processes .*{variable}=8"):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SuiteError, match="mpirun started 8 processes"):
         start(LaunchConfig())
-    monkeypatch.setenv(variable, "1")
-    start(LaunchConfig())
+
+
+def test_one_process_where_several_were_expected_is_said(fake, caplog):
+    fake(ascend=False)
+    assert start(LaunchConfig(is_parallel=True), together=True).size == 1
+    assert "one process was started" in caplog.text
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("cores", [1, 2, 7, 8])
+def test_processes_of_a_machine_share_its_cores(cores, count):
+    parts = [share(range(cores), place, count) for place in range(count)]
+    assert {len(part) for part in parts} == {max(cores // count, 1)}
+    uses = [sum(core in part for part in parts) for core in range(cores)]
+    assert max(uses) - min(uses) <= 1
+    if count <= cores:
+        assert max(uses) == 1
+
+
+def test_threads_of_several_processes_start_at_different_cores():
+    assert [share(range(8), place, 4, threads=2) for place in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [share([2, 3], place, 2, threads=5) for place in range(2)] == [[2, 3], [2, 3]]

@@ -8,6 +8,7 @@ All values are strings. ``server_id`` is the server's address, ``device_id`` the
 the address of the card's own network port, ``rank_id`` counts over all servers from 0.
 """
 
+import hashlib
 import ipaddress
 import json
 import re
@@ -60,6 +61,11 @@ class RankTable:
             numbers = "".join(str(device.device_id) for device in server.devices)
             return f"hccl_{self.size}p_{numbers}_{server.server_id}.json"
         return f"hccl_{len(self.servers)}s_{self.size}p.json"
+
+    @property
+    def digest(self) -> str:
+        """The same for the same table, and for no other."""
+        return hashlib.blake2b(repr(self.servers).encode(), digest_size=8).hexdigest()
 
     def place(self, rank: int) -> tuple[Server, Device]:
         """Server and card of a rank.

@@ -33,7 +33,13 @@ class LaunchConfig:
     loss_scale_window: int = setting(
         2000, "float16: steps without overflow after which the loss scale doubles", unit="steps", at_least=1
     )
-    is_parallel: bool = setting(False, "data parallel over several devices")
+    is_parallel: bool = setting(False, "several processes are expected, which train together (docs/distributed.md)")
+    rank_timeout: int = setting(
+        60, "several processes: without a sign of life for so long a rank is lost, and all stop", unit="s", at_least=5
+    )
+    start_timeout: int = setting(
+        600, "several servers: how long the first rank waits for the last to be started", unit="s", at_least=5
+    )
     multi_graph: bool = setting(
         False,
         "training from pictures: autoencoder and text encoders as graphs of their own, compiled apart from the step",

@@ -1,0 +1,174 @@
+"""The meeting point of a job's ranks: all guards are connected to it, and learn from it when one of them is lost.
+
+guard -> hub    {"hello": job, "rank", "size", "host", "pid", "cores"}   {"alive": 1}   {"say": value, "turn", "name"}
+                {"failed": reason}   {"end": reason}   {"at": step}   {"bye": 1}
+hub -> guard    {"welcome": job}   {"roster": [hello, ...]}   {"alive": 1}   {"heard": [value, ...], "turn"}
+                {"stop": line}   {"hold": reason}   {"end_at": step}   {"closed": 1}
+"""
+
+import selectors
+import socket
+import threading
+import time
+
+from gm.parallel.wire import Message, Wire
+
+PULSE = 1.0  # seconds between signs of life
+PAUSED = 5.0  # a gap this long between two looks means that this process itself was stopped
+FAREWELL = 10  # times the silence: how long a rank may work on when another one has said goodbye
+
+
+class Hub(threading.Thread):
+    """Serves one job until all its ranks have said goodbye, or one is lost.
+
+    Args:
+        start_timeout: seconds in which all ranks must come.
+        silence: seconds without a sign of life after which a rank is lost.
+    """
+
+    def __init__(self, listener: socket.socket, job: str, size: int, start_timeout: float, silence: float):
+        super().__init__(daemon=True, name="hub")
+        self.listener, self.job, self.size = listener, job, size
+        self.start_timeout, self.silence = start_timeout, silence
+        self.selector = selectors.DefaultSelector()
+        self.ranks: dict[int, Wire] = {}
+        self.roster: dict[int, Message] = {}
+        self.heard_of: dict[int, float] = {}
+        self.turns: dict[int, tuple[str, dict[int, object]]] = {}  # name and values, for every gathering
+        self.steps: dict[int, int] = {}
+        self.left: set[int] = set()
+        self.holding = self.stopped = False
+
+    def run(self) -> None:
+        self.listener.setblocking(False)
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        self.begun = self.now = self.pulse = time.monotonic()
+        self.first_farewell: float | None = None
+        while not (len(self.left) == self.size or (self.stopped and not self.ranks)):
+            for key, _ in self.selector.select(PULSE / 4):
+                if key.fileobj is self.listener:
+                    self._accept()
+                else:
+                    self._read(key.fileobj)
+            self._look(time.monotonic())
+        self._tell_all({"closed": 1})
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self.listener.accept()
+        except OSError:
+            return
+        connection.settimeout(2)
+        self.selector.register(Wire(connection), selectors.EVENT_READ)
+
+    def _read(self, wire: Wire) -> None:
+        messages = wire.receive()
+        for message in messages or ():
+            if "hello" in message:
+                self._welcome(wire, message)
+            elif wire in self.ranks.values():
+                rank = next(rank for rank, known in self.ranks.items() if known is wire)
+                self.heard_of[rank] = self.now
+                self._take(rank, message)
+        if messages is None:
+            self.selector.unregister(wire)
+            wire.close()
+            for rank in [rank for rank, known in self.ranks.items() if known is wire]:
+                del self.ranks[rank]
+                if rank not in self.left:
+                    self._give_up(f"{self._who(rank)} was lost: it ended without a word")
+
+    def _welcome(self, wire: Wire, hello: Message) -> None:
+        if hello["hello"] != self.job:  # another job, which looks for its own hub
+            wire.send({"welcome": self.job})
+            return
+        rank, size = hello["rank"], hello["size"]
+        wire.send({"welcome": self.job})
+        self.heard_of[rank] = self.now
+        twice = rank in self.ranks
+        if not twice:
+            self.ranks[rank], self.roster[rank] = wire, hello
+        if size != self.size:
+            self._give_up(f"rank {rank} was started as one of {size} processes, rank 0 as one of {self.size}")
+        elif twice:
+            self._give_up(f"two processes were started as rank {rank}: {self._who(rank)} and process {hello['pid']}")
+        elif len(self.ranks) == self.size:
+            self._tell_all({"roster": [self.roster[rank] for rank in range(self.size)]})
+
+    def _take(self, rank: int, message: Message) -> None:
+        if "say" in message:
+            self._gather(rank, message)
+        elif "failed" in message:
+            self._give_up(f"{self._who(rank)} {message['failed']}")
+        elif "end" in message and not self.holding:
+            self.holding = True
+            self._tell_all({"hold": f"rank {rank}: {message['end']}"})
+        elif "at" in message:
+            self.steps[rank] = message["at"]
+            if len(self.steps) == self.size:
+                self._tell_all({"end_at": max(self.steps.values())})
+        elif "bye" in message:
+            self.left.add(rank)
+            self.first_farewell = self.first_farewell or self.now
+
+    def _gather(self, rank: int, message: Message) -> None:
+        turn = message["turn"]
+        name, values = self.turns.setdefault(turn, (message["name"], {}))
+        if name != message["name"]:
+            self._give_up(f"the ranks have lost each other: rank {rank} is at {message['name']!r}, others at {name!r}")
+            return
+        values[rank] = message["say"]
+        if len(values) == self.size:
+            self._tell_all({"heard": [values[rank] for rank in range(self.size)], "turn": turn})
+            del self.turns[turn]
+
+    def _look(self, now: float) -> None:
+        """What follows from the time that has passed."""
+        if now - self.now > PAUSED:  # nobody could have been heard meanwhile
+            self.heard_of = dict.fromkeys(self.heard_of, now)
+        self.now = now
+        if self.stopped:
+            return
+        if now - self.pulse > PULSE:
+            self.pulse = now
+            self._tell_all({"alive": 1})
+        if len(self.roster) < self.size and now - self.begun > self.start_timeout:
+            missing = [str(rank) for rank in range(self.size) if rank not in self.roster]
+            ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(missing)} of {self.size}"
+            self._give_up(f"{ranks} did not come within {self.start_timeout:g} s: see what their own logs say")
+        for rank in set(self.ranks) - self.left:
+            if now - self.heard_of[rank] > self.silence:
+                self._give_up(f"{self._who(rank)} was lost: not a sign of life for {self.silence:g} s")
+        if self.first_farewell and now - self.first_farewell > FAREWELL * self.silence:
+            busy = min(set(range(self.size)) - self.left)
+            self._give_up(
+                f"{self._who(busy)} is still at work {FAREWELL * self.silence:g} s after another rank has ended"
+            )
+
+    def _give_up(self, line: str) -> None:
+        if not self.stopped:
+            self.stopped = True
+            self._tell_all({"stop": line})
+
+    def _tell_all(self, message: Message) -> None:
+        for wire in list(self.ranks.values()):
+            wire.send(message)
+
+    def _who(self, rank: int) -> str:
+        known = self.roster.get(rank)
+        return f"rank {rank} ({known['host']}, process {known['pid']})" if known else f"rank {rank}"
+
+
+def listen(ports: range, everywhere: bool) -> socket.socket | None:
+    """A socket at the first of these ports that is free, for this machine alone or for ``everywhere``."""
+    for port in ports:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("0.0.0.0" if everywhere else "127.0.0.1", port))
+            listener.listen(1024)
+        except OSError:
+            listener.close()
+            continue
+        return listener
+    return None
