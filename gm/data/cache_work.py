@@ -203,7 +203,7 @@ class Pictures(Work):
             missing.setdefault(f"{height}x{width}", []).append(key)
         super().__init__(config, plan, plan.latents, missing, show)
         self.workers = config.data.num_parallel_workers
-        largest = max((_picture_batch(needed[shard.keys[0]][1]) for shard in self.shards), default=0)
+        largest = max((pictures_at_once(*needed[shard.keys[0]][1].target) for shard in self.shards), default=0)
         self.ahead = 2 * largest + self.workers
 
     def named(self, key: str) -> str:
@@ -217,13 +217,13 @@ class Pictures(Work):
 
         def pictures() -> Iterator[decoding.Picture]:
             for shard in shards:
-                size = _picture_batch(self.needed[shard.keys[0]][1])
+                size = pictures_at_once(*self.needed[shard.keys[0]][1].target)
                 for keys in _batches(shard.keys, size):
                     waiting.append((shard, keys, size))
                     yield from map(self._picture, keys)
 
-        with decoding.pool(self.workers, self.total) as pool:
-            framed = ahead(pool, decoding.frame, pictures(), self.ahead)
+        with decoding.Decoders(self.workers, self.total) as decoders:
+            framed = ahead(decoders.threads, decoders.frame, pictures(), self.ahead)
             try:
                 for first in framed:
                     shard, keys, size = waiting.popleft()
@@ -271,9 +271,8 @@ def broken(reasons: Mapping[str, str]) -> SuiteError:
     return SuiteError(f"broken pictures: {told}; mend or remove them, or go on with --on_bad_sample skip")
 
 
-def _picture_batch(framing: Framing) -> int:
+def pictures_at_once(height: int, width: int) -> int:
     """Pictures encoded at once: a power of two that keeps the VAE's memory in bounds."""
-    height, width = framing.target
     fitting = max(1, min(32, PIXELS_PER_BATCH // (height * width)))
     return 1 << (fitting.bit_length() - 1)
 

@@ -1,16 +1,15 @@
 """Pictures decoded and framed ahead of the encoder, by processes of their own where there are enough of them."""
 
+import contextlib
 import io
 import os
+import pickle
+import queue
 import signal
-import threading
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -56,36 +55,85 @@ def frame(picture: Picture) -> np.ndarray | str:
         return str(error)
 
 
-@contextmanager
-def pool(workers: int, count: int) -> Iterator[Executor]:
-    """An executor for ``frame`` of ``count`` pictures: processes, or threads where these would not be worth it.
+class Decoders:
+    """Workers that ``frame`` pictures: processes, or for a few pictures the caller's own threads.
 
-    Raises:
-        SuiteError: a process came to a sudden end.
+    A process is no copy of this one, whose threads a fork can leave hanging, nor does it read the program's main file
+    again. It leaves interruptions to the process that started it, and ends with it, however that ends. Use as a context
+    manager.
     """
-    if count < WORTH_PROCESSES:
-        executor: Executor = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
-    else:
-        # Not forked: a fork of MindSpore's threads can hang.
-        executor = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_prepare)
+
+    def __init__(self, workers: int, count: int):
+        """``count`` pictures are to come."""
+        self.threads = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+        self._idle: queue.SimpleQueue[subprocess.Popen | None] = queue.SimpleQueue()
+        self._apart = count >= WORTH_PROCESSES
+        self.processes: list[subprocess.Popen] = []
+        for _ in range(workers):
+            self._idle.put(None)  # a process starts with its first picture
+
+    def frame(self, picture: Picture) -> np.ndarray | str:
+        """What ``frame`` gives. Raises SuiteError also when a process came to a sudden end."""
+        if not self._apart:
+            return frame(picture)
+        process = self._idle.get()
+        try:
+            if process is None:
+                process = _start()
+                self.processes.append(process)
+            return _ask(process, picture)
+        finally:
+            self._idle.put(process)
+
+    def __enter__(self) -> "Decoders":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.threads.shutdown(wait=True, cancel_futures=True)
+        for process in self.processes:
+            process.stdin.close()  # which ends it
+        for process in self.processes:
+            process.wait()
+            process.stdout.close()
+
+
+def _start() -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; sys.path[:] = sys.argv[1:]; from gm.data import decoding as d; d.serve()",
+    ]
+    return subprocess.Popen([*command, *sys.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def _ask(process: subprocess.Popen, picture: Picture) -> np.ndarray | str:
     try:
-        yield executor
-    except BrokenProcessPool:
+        pickle.dump(picture, process.stdin)
+        process.stdin.flush()
+        answer = pickle.load(process.stdout)
+    except (OSError, EOFError, pickle.UnpicklingError):
         raise SuiteError(
             "a process that decodes pictures came to a sudden end, perhaps for want of memory: "
             "lower --num_parallel_workers and run the same command again"
         ) from None
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
-def _prepare() -> None:
-    """Leave interruptions to the process that started this one, and end with it however it ends."""
+def serve() -> None:
+    """A process that decodes: answer every picture that comes in, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-
-    def end_with(sentinel: int) -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
+    with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)  # whatever is printed is no answer
+        while True:
+            try:
+                picture = pickle.load(sys.stdin.buffer)
+            except EOFError:
+                return
+            try:
+                answer = frame(picture)
+            except Exception as error:
+                answer = error
+            pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
+            answers.flush()

@@ -1,5 +1,6 @@
-import os
-from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -38,17 +39,32 @@ def test_bytes_that_are_no_picture_are_a_reason_and_other_bytes_an_error(picture
 
 
 def test_few_pictures_are_worth_no_process():
-    with decoding.pool(2, decoding.WORTH_PROCESSES - 1) as pool:
-        assert isinstance(pool, ThreadPoolExecutor)
+    with decoding.Decoders(2, decoding.WORTH_PROCESSES - 1) as decoders:
+        assert decoders.processes == []
 
 
-def test_processes_decode_without_mindspore_and_their_sudden_end_is_told(picture):
-    with decoding.pool(1, decoding.WORTH_PROCESSES) as pool:
-        np.testing.assert_array_equal(pool.submit(decoding.frame, picture).result(), decoding.frame(picture))
-        assert pool.submit(eval, "__import__('os').getpid()").result() != os.getpid()
-        assert not pool.submit(eval, "'mindspore' in __import__('sys').modules").result()
-    with (
-        pytest.raises(SuiteError, match=r"came to a sudden end.*lower --num_parallel_workers"),
-        decoding.pool(1, decoding.WORTH_PROCESSES) as pool,
-    ):
-        pool.submit(os._exit, 1).result()
+def test_processes_give_the_same_pixels_reasons_and_errors(picture):
+    expected = decoding.frame(picture)
+    changed = dataclasses.replace(picture, content="another")
+    with decoding.Decoders(2, decoding.WORTH_PROCESSES) as decoders:
+        for pixels in decoders.threads.map(decoders.frame, [picture] * 5):
+            np.testing.assert_array_equal(pixels, expected)
+        with pytest.raises(SuiteError, match=r"picture a.png was changed while the program ran"):
+            decoders.frame(changed)
+        picture.path.write_bytes(b"no picture")
+        broken = dataclasses.replace(picture, content=hash_bytes(b"no picture"))
+        assert decoders.frame(broken) == "not a picture Pillow can read"
+    assert [process.returncode for process in decoders.processes] == [0, 0]
+
+
+def test_a_process_that_comes_to_a_sudden_end_is_told(picture):
+    with decoding.Decoders(1, decoding.WORTH_PROCESSES) as decoders:
+        decoders.frame(picture)
+        decoders.processes[0].kill()
+        with pytest.raises(SuiteError, match=r"came to a sudden end.*lower --num_parallel_workers"):
+            decoders.frame(picture)
+
+
+def test_decoding_needs_no_mindspore():
+    program = "import sys; from gm.data import decoding; sys.exit('mindspore' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
