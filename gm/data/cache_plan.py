@@ -1,7 +1,6 @@
 """Which entries of the cache belong to which pictures and captions."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ class Keys:
 
     def latents(self, content: str, framing: Framing) -> str:
         """Of the picture with the bytes' hash ``content``, framed like that."""
-        how = [transforms.FILTER, *framing.resized, framing.top, framing.left, *framing.target, framing.flip]
+        how = (transforms.FILTER, *framing.resized, framing.top, framing.left, *framing.target, framing.flip)
         return _hash("latents", content, how, self.picture_hash, self.dtype)
 
     def text(self, caption: str) -> str:
@@ -116,5 +115,6 @@ def _content_hashes(samples: Sequence[Sample], notes: FileNotes) -> dict[str, st
     return {sample.id: value for sample, value in zip(samples, contents)}
 
 
-def _hash(*parts) -> str:
-    return hashlib.blake2b(json.dumps([FORMAT, *parts]).encode(), digest_size=16).hexdigest()
+def _hash(*parts: str | int | tuple) -> str:
+    # ASCII literals of Python are as unambiguous as JSON, and made in half its time.
+    return hashlib.blake2b(ascii((FORMAT, *parts)).encode(), digest_size=16).hexdigest()
