@@ -42,7 +42,9 @@ def main(arguments: list[str]) -> int | None:
 
     with launch.start(config.launch, together=True) as device:
         from gm.models import attention  # imports MindSpore, which start() prepares
+        from gm.parallel import agreement
 
+        agreement.check(config, device.peers)
         attention.choose(config.model.attention, device.target, config.launch.precision)
         if config.task == "cache":
             from gm.data import cache
