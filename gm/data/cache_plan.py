@@ -1,6 +1,7 @@
 """Which entries of the cache belong to which pictures and captions."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from gm.config import Config
 from gm.data import transforms
 from gm.data.cache_store import ShardStore
+from gm.data.claims import Claims
 from gm.data.encoders import Encoders, NetworkEncoders
 from gm.data.folder import Sample
 from gm.data.geometry import Geometry
@@ -16,6 +18,8 @@ from gm.data.prefetch import for_each
 from gm.data.tokens import Tokenizers
 from gm.data.transforms import Framing
 from gm.errors import SuiteError
+
+log = logging.getLogger(__name__)
 
 EMPTY = ""  # the caption of a sample whose caption is dropped
 FORMAT = 1  # counted up when entries change their meaning
@@ -61,7 +65,7 @@ class Plan:
         tokenizers = tokenizers or Tokenizers.of(config.model)
         geometry = Geometry.of(config)
         keys = Keys(encoders.picture_hash, _hash(encoders.text_hash, tokenizers.hash), config.cache.dtype)
-        contents = _content_hashes(samples, FileNotes(path / "pictures.json"))
+        contents = _content_hashes(samples, path / "pictures.json")
         return cls(
             samples,
             geometry,
@@ -103,15 +107,23 @@ class Plan:
         return {self.keys.text(caption): caption for caption in captions}
 
 
-def _content_hashes(samples: Sequence[Sample], notes: FileNotes) -> dict[str, str]:
-    def content(sample: Sample) -> str:
+def _content_hashes(samples: Sequence[Sample], path: Path) -> dict[str, str]:
+    """Hashes of the picture files by sample id; ``path`` keeps them. Of several processes one reads the pictures."""
+    with Claims(path.parent) as claims:
         try:
-            return notes.remember(sample.picture_path, "bytes", hash_file)
-        except OSError as error:
-            raise SuiteError(f"picture {sample.id} cannot be read any more ({error.strerror}): run again") from None
+            claims.wait(path.name)
+        except OSError:
+            log.debug("the cache cannot be written to: hashes of pictures are not kept")
+        notes = FileNotes(path)
 
-    contents = for_each(content, samples, workers=4)
-    notes.save()
+        def content(sample: Sample) -> str:
+            try:
+                return notes.remember(sample.picture_path, "bytes", hash_file)
+            except OSError as error:
+                raise SuiteError(f"picture {sample.id} cannot be read any more ({error.strerror}): run again") from None
+
+        contents = for_each(content, samples, workers=4)
+        notes.save()
     return {sample.id: value for sample, value in zip(samples, contents)}
 
 

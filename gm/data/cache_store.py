@@ -21,7 +21,8 @@ Entry = Mapping[str, np.ndarray]
 
 
 class ShardStore:
-    """One folder of shards. An entry is a few named arrays under a key (hex); a shard never changes once it is there.
+    """One folder of shards. An entry is a few named arrays under a key (hex), of the same names for all in a shard; a shard
+    never changes once it is there.
 
     A shard's file name follows from the keys in it, so two processes that do the same work write the same file. Its
     metadata holds the CRC-32 of every array and the ``refused`` keys: those that were tried and cannot be had, with the
@@ -52,8 +53,8 @@ class ShardStore:
         """The arrays of an entry, as stored. Raises SuiteError if its shard is damaged, KeyError without the entry."""
         name = self._shard_of[key]
         try:
-            handle, names, checksums = self._handles.get(name) or self._open(name)
-            entry = {part: handle.get_tensor(f"{key}.{part}") for part in names[key]}
+            handle, parts, checksums = self._handles.get(name) or self._open(name)
+            entry = {part: handle.get_tensor(f"{key}.{part}") for part in parts}
         except (SafetensorError, OSError, KeyError, ValueError):
             raise damaged(self.folder / name) from None
         if key not in self._verified:
@@ -144,11 +145,9 @@ class ShardStore:
 
     def _open(self, name: str) -> tuple:
         handle = safe_open(str(self.folder / name), framework="numpy")
-        names: dict[str, list[str]] = {}
-        for tensor in handle.keys():  # noqa: SIM118
-            key, _, part = tensor.partition(".")
-            names.setdefault(key, []).append(part)
-        self._handles[name] = handle, names, json.loads(handle.metadata()["cache"])["crc32"]
+        checksums = json.loads(handle.metadata()["cache"])["crc32"]
+        parts = sorted({tensor.partition(".")[2] for tensor in checksums})
+        self._handles[name] = handle, parts, checksums
         return self._handles[name]
 
 

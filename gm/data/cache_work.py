@@ -19,7 +19,7 @@ from gm.config import Config
 from gm.data import decoding, transforms
 from gm.data.cache_plan import Plan
 from gm.data.cache_store import ShardStore, shard_name
-from gm.data.claims import Claims
+from gm.data.claims import PATIENCE, PAUSE, Claims
 from gm.data.folder import Sample
 from gm.data.prefetch import Prefetcher, ahead
 from gm.data.transforms import Framing
@@ -30,8 +30,6 @@ TEXT_BATCH = 32
 PIXELS_PER_BATCH = 4 * 1024 * 1024
 READY_BATCHES = 2
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
-PAUSE = 0.2  # seconds between looks at what other processes have made
-PATIENCE = 600  # seconds without a sign of theirs after which their share is made here as well
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 
 try:
@@ -12,6 +13,8 @@ except ImportError:  # not a Unix
     fcntl = None
 
 SUFFIX = ".claim"
+PAUSE = 0.2  # seconds between looks at what others do
+PATIENCE = 600  # seconds to wait for others before doing their work as well
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from disks that know none
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,17 @@ class Claims:
             os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         self._held[name] = file
         return True
+
+    def wait(self, name: str) -> None:
+        """Take the claim to ``name``, or do without when its owner gives no sign of an end for ``PATIENCE`` seconds."""
+        begun = time.monotonic()
+        while not self.take(name):
+            if time.monotonic() - begun > PATIENCE:
+                log.warning(
+                    "cache: %s has been at %s for %d s: not waiting any longer", self.owner(name), name, PATIENCE
+                )
+                return
+            time.sleep(PAUSE)
 
     def owner(self, name: str) -> str:
         """Who makes the file ``name``, for people."""

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gm.data import cache, cache_work, decoding, folder
+from gm.data import cache, cache_work, claims, decoding, folder
 from gm.data.cache_plan import Plan
 from gm.data.claims import Claims
 from gm.errors import SuiteError, explain
@@ -199,6 +199,16 @@ class TestShared:
         assert set(whole) - set(files(config.cache.path)) == indexes
         assert fill() == Counter()
         assert files(config.cache.path) == whole
+
+    def test_one_of_them_reads_the_pictures_for_their_names(self, fill, config, monkeypatch, caplog):
+        monkeypatch.setattr(claims, "PATIENCE", 0.1)
+        monkeypatch.setattr(claims, "PAUSE", 0.01)
+        with Claims(Path(config.cache.path)) as others:
+            others.take("pictures.json")
+            begun = time.monotonic()
+            fill()
+            assert time.monotonic() - begun > 0.1
+        assert "has been at pictures.json for" in caplog.text
 
 
 class TestDecodedByProcesses:

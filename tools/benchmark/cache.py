@@ -18,7 +18,6 @@ import contextlib
 import json
 import logging
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -214,7 +213,7 @@ def entries(options: argparse.Namespace, root: Path) -> None:
 
 def opened(options: argparse.Namespace, root: Path) -> None:
     """The fresh process of ``entries``."""
-    peaks = [peak_megabytes()]
+    memory = [megabytes()]
     config, encoders = configuration(root, 64, 4), Device(states=(64, 32))
     begun = time.perf_counter()
     found = cache.open(config, None, encoders, Words())
@@ -231,13 +230,15 @@ def opened(options: argparse.Namespace, root: Path) -> None:
         found.text(sample.captions[0])
         seconds.append(time.perf_counter() - begun)
     milliseconds = 1000 * np.quantile(seconds, [0.5, 0.99])
-    keys = ("entries", "open", "first", "idle", "peak", "median", "worst")
-    values = (len(found.samples), opening, first, *peaks, peak_megabytes(), *milliseconds)
+    keys = ("entries", "open", "first", "idle", "own", "median", "worst")
+    values = (len(found.samples), opening, first, *memory, megabytes(), *milliseconds)
     print(json.dumps(dict(zip(keys, values))))
 
 
-def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+def megabytes() -> float:
+    """Resident memory without mapped files, whose pages the system takes back when it needs them."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1000
 
 
 TASKS = {"build": build, "read": read, "step": step, "entries": entries, "opened": opened}
