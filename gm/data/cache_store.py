@@ -21,7 +21,7 @@ Entry = Mapping[str, np.ndarray]
 
 
 class ShardStore:
-    """One folder of shards. An entry is a few named arrays under a key (hex), of the same names for all in a shard; a shard
+    """One folder of shards. An entry is a few named arrays under a key (hex), the same names throughout a shard; a shard
     never changes once it is there.
 
     A shard's file name follows from the keys in it, so two processes that do the same work write the same file. Its
