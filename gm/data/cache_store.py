@@ -21,8 +21,9 @@ Entry = Mapping[str, np.ndarray]
 
 
 class ShardStore:
-    """One folder of shards. An entry is a few named arrays under a key (hex), the same names throughout a shard; a shard
-    never changes once it is there.
+    """One folder of shards, which never change once they are there.
+
+    An entry is a few named arrays under a key (hex); the names are the same throughout a shard.
 
     A shard's file name follows from the keys in it, so two processes that do the same work write the same file. Its
     metadata holds the CRC-32 of every array and the ``refused`` keys: those that were tried and cannot be had, with the
