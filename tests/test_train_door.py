@@ -63,7 +63,6 @@ def test_a_command_line_that_cannot_work_is_refused_before_mindspore_is_imported
     [
         (["--weigth", "x"], 2, "error: unknown flag --weigth: did you mean --weight? (--help lists all)"),
         ([], 2, "error: task train needs --data_path, the folder of pictures and captions"),
-        (["--data_path", "D", "--is_parallel", "True"], 2, "error: --is_parallel True is not in this release"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(arguments, code, error):
@@ -96,13 +95,13 @@ def test_print_config_needs_no_data():
     ],
 )
 def test_each_task_goes_to_its_room_with_the_whole_configuration(door, monkeypatch, caplog, task, module, function):
-    def start(launch):
+    def start(launch, together):
         started.append(launch)
         return Device("CPU")
 
     received, started = [], []
     room, _, name = module.rpartition(".")
-    fake = SimpleNamespace(**{function: lambda config, *rest: received.append(config)})
+    fake = SimpleNamespace(**{function: lambda config, *rest, **more: received.append(config)})
     monkeypatch.setitem(sys.modules, module, fake)
     monkeypatch.setattr(f"{room}.{name}", fake, raising=False)
     monkeypatch.setattr("gm.launch.start", start)
@@ -117,7 +116,7 @@ def test_each_task_goes_to_its_room_with_the_whole_configuration(door, monkeypat
 
 
 def test_nothing_is_done_on_a_device_that_cannot_start(door, monkeypatch):
-    def fail(launch):
+    def fail(launch, together):
         raise SuiteError("no such device")
 
     monkeypatch.setattr("gm.launch.start", fail)

@@ -110,6 +110,4 @@ VALIDATION_FLAGS: dict[str, str] = {
 }
 
 # Settings that parse but of which this release runs these values only; others are refused. Delete a row to open it.
-NOT_IN_THIS_RELEASE: dict[str, tuple[Any, ...]] = {
-    "launch.is_parallel": (False,),
-}
+NOT_IN_THIS_RELEASE: dict[str, tuple[Any, ...]] = {}
