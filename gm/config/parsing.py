@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from gm.config.aliases import ALIASES, VALUE_ALIASES
 from gm.config.schema import DOOR_SECTIONS, SETTINGS, VALIDATION_FLAGS, Config, Setting, escape
@@ -147,7 +147,7 @@ def read_file(path: str, chain: tuple[Path, ...] = ()) -> tuple[Any, dict[str, G
         raise UsageError(f"no such file: {path} ({wanted})")
     try:
         tree = OmegaConf.load(file)
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise UsageError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
     if not OmegaConf.is_dict(tree):
         raise UsageError(f"{path} must hold sections such as data: and optim:")
@@ -183,13 +183,15 @@ def _leaves(tree: Mapping[Any, Any], file: str) -> Iterator[tuple[str, Any]]:
             raise UsageError(f"unknown key {name} in {file}{nearest(str(name), [*sections, *SETTINGS])}")
 
 
-def convert(known: Setting, given: Given) -> Any:
-    """The value in the setting's type.
+def convert(known: Setting, given: Given, owner: type = Config) -> Any:
+    """The value in the type of a setting of ``owner``.
 
     Raises:
         UsageError: wrong type, not among the choices, out of bounds.
     """
     value = given.value
+    if known.entries:
+        return _convert_list(known, given)
     hint = nearest(str(value), map(str, known.properties.get("choices", ())))
     wrong = UsageError(f"{given.where} takes {known.expected}, not {value!r}{hint}")
     if isinstance(value, str) and known.optional and value.lower() in ("none", "null", ""):
@@ -206,10 +208,11 @@ def convert(known: Setting, given: Given) -> Any:
     value = VALUE_ALIASES.get((known.path, str(value)), value)
     if isinstance(value, bool) or (known.type is str and not isinstance(value, (str, int, float))):
         raise wrong
-    scratch = _typed_tree()
+    scratch = _typed_tree(owner)
+    path = known.path if owner is Config else known.path.rpartition(".")[2]
     try:
-        OmegaConf.update(scratch, known.path, escape(value) if isinstance(value, str) else value)
-        value = OmegaConf.select(scratch, known.path)
+        OmegaConf.update(scratch, path, escape(value) if isinstance(value, str) else value)
+        value = OmegaConf.select(scratch, path)
     except OmegaConfBaseException:
         raise wrong from None
     if not _within(value, known.properties):
@@ -217,10 +220,35 @@ def convert(known: Setting, given: Given) -> Any:
     return value
 
 
+def _convert_list(known: Setting, given: Given) -> tuple:
+    """A list of mappings, or YAML of one, as instances of the setting's type."""
+    value = given.value
+    if isinstance(value, str):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            value = given.value
+    if not value or value == "none":
+        return ()
+    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in value):
+        raise UsageError(f"{given.where} takes {known.expected}, not {given.value!r}")
+    entries = []
+    for number, entry in enumerate(value, 1):
+        items = {}
+        for key, item in entry.items():
+            if key not in known.entries:
+                hint = nearest(str(key), known.entries)
+                raise UsageError(f"unknown key {key} in entry {number} of {given.where}{hint}")
+            own = Given(item, f"{key} of entry {number} of {given.name}", given.origin)
+            items[key] = convert(known.entries[key], own, known.type)
+        entries.append(known.type(**items))
+    return tuple(entries)
+
+
 @functools.cache
-def _typed_tree() -> Any:
-    """OmegaConf's view of the schema, which converts what is put into it."""
-    return OmegaConf.structured(Config)
+def _typed_tree(owner: type) -> Any:
+    """OmegaConf's view of a part of the schema, which converts what is put into it."""
+    return OmegaConf.structured(owner)
 
 
 def _within(value: Any, properties: Mapping[str, Any]) -> bool:
@@ -244,7 +272,8 @@ def resolve(line: CommandLine, defaults: Mapping[str, Any] | None = None) -> tup
     Returns:
         The configuration, and the origin of every value that is not the schema's default, by path.
     """
-    tree = OmegaConf.create(asdict(Config()))
+    # An empty list is none here, so that text may take its place.
+    tree = OmegaConf.create(asdict(Config(), dict_factory=lambda items: {k: v if v != () else None for k, v in items}))
     given = {key_path(key, key): Given(value, key, "default") for key, value in (defaults or {}).items()}
     _put(tree, given)
     for file in line.configs:
@@ -257,10 +286,10 @@ def resolve(line: CommandLine, defaults: Mapping[str, Any] | None = None) -> tup
     for path, item in given.items():
         try:
             item.value = OmegaConf.select(tree, path)
+            if OmegaConf.is_config(item.value):
+                item.value = OmegaConf.to_container(item.value, resolve=True)
         except OmegaConfBaseException as error:
             raise UsageError(f"{item.where}: {str(error).splitlines()[0]}") from None
-        if OmegaConf.is_config(item.value):
-            item.value = OmegaConf.to_container(item.value)
         section, _, leaf = path.rpartition(".")
         setattr(getattr(config, section) if section else config, leaf, convert(SETTINGS[path], item))
     return config, {path: item.origin for path, item in given.items()}

@@ -5,7 +5,7 @@ the leaf's name unless ``flag`` says otherwise. ``--help`` and ``docs/configurat
 sections themselves are in ``gm/config/sections``.
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from gm.config.sections.data import CacheConfig, DataConfig, ModelConfig
@@ -48,7 +48,10 @@ def escape(text: str) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """One leaf of the schema: its dotted ``path``, ``flag`` without dashes, type, default and metadata."""
+    """One leaf of the schema: its dotted ``path``, ``flag`` without dashes, type, default and metadata.
+
+    A dataclass as ``type`` means a list of them.
+    """
 
     path: str
     flag: str
@@ -62,11 +65,20 @@ class Setting:
         return self.path.rpartition(".")[0]
 
     @property
+    def entries(self) -> dict[str, "Setting"]:
+        """The keys of each item, if this is a list."""
+        if not is_dataclass(self.type):
+            return {}
+        return {leaf.name: _of(leaf, f"{self.path}.{leaf.name}") for leaf in fields(self.type)}
+
+    @property
     def expected(self) -> str:
         """The kind of value, as an error message calls it."""
         choices = self.properties.get("choices")
         if choices:
             return "one of " + ", ".join(map(str, choices))
+        if self.entries:
+            return "a list of {" + ", ".join(self.entries) + "}"
         kind = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[self.type]
         words = {
             "at_least": "of at least",
@@ -85,10 +97,14 @@ def _settings() -> dict[str, Setting]:
         owner = part.default_factory if isinstance(part.default_factory, type) else None
         for leaf in fields(owner) if owner else [part]:
             path = f"{part.name}.{leaf.name}" if owner else part.name
-            types = [kind for kind in getattr(leaf.type, "__args__", (leaf.type,)) if kind is not type(None)]
-            flag = leaf.metadata.get("flag", leaf.name)
-            found[path] = Setting(path, flag, types[0], leaf.type is not types[0], leaf.default, dict(leaf.metadata))
+            found[path] = _of(leaf, path)
     return found
+
+
+def _of(leaf: Field, path: str) -> Setting:
+    types = [kind for kind in getattr(leaf.type, "__args__", (leaf.type,)) if kind not in (type(None), Ellipsis)]
+    optional = leaf.type is not types[0] and not is_dataclass(types[0])
+    return Setting(path, leaf.metadata.get("flag", leaf.name), types[0], optional, leaf.default, dict(leaf.metadata))
 
 
 SETTINGS: dict[str, Setting] = _settings()

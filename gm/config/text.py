@@ -1,7 +1,9 @@
 """The schema in words: ``--help``, ``--print_config`` and the table of the documentation."""
 
+import json
 import textwrap
 from collections.abc import Mapping
+from dataclasses import fields
 
 from gm.config.aliases import ALIASES
 from gm.config.schema import DOOR_SECTIONS, NOT_IN_THIS_RELEASE, SETTINGS, Config, Setting
@@ -31,8 +33,11 @@ relative to the current folder. Booleans are true/True/1 and false/False/0; a bo
 
 def shown(value: object) -> str:
     """A value as the command line takes it."""
-    if value is None:
+    if value is None or value == ():
         return "none"
+    if isinstance(value, tuple):  # of dataclasses, as they are written in YAML
+        given = [{leaf.name: getattr(one, leaf.name) for leaf in fields(one)} for one in value]
+        return json.dumps(given, ensure_ascii=False)
     return '""' if value == "" else str(value)
 
 
@@ -41,6 +46,8 @@ def kind(setting: Setting) -> str:
     choices = setting.properties.get("choices")
     if choices:
         return "|".join(map(str, choices))
+    if setting.entries:
+        return "LIST"
     return {int: "N", float: "X", bool: "BOOL", str: "TEXT"}[setting.type]
 
 

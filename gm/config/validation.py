@@ -87,11 +87,26 @@ def validate(config: Config, door: str = "train") -> None:
         raise UsageError(
             "--task img2img is a task of demo/sampling_without_streamlit.py: train.py takes train or cache"
         )
-    if not config.data.path:
-        raise UsageError(f"task {config.task} needs --data_path, the folder of pictures and captions")
+    _validate_data(config)
     if config.task != "check":
         _validate_cache(config)
     _validate_validation(config)
+
+
+def _validate_data(config: Config) -> None:
+    data = config.data
+    if not data.path and not data.datasets:
+        raise UsageError(f"task {config.task} needs --data_path, the folder of pictures and captions")
+    for name, value in (("data_path", data.path), ("instance_prompt", data.instance_prompt)):
+        if value and data.datasets:
+            raise UsageError(f"--{name} is of a single data set, and data.datasets lists several: give it there")
+    for number, dataset in enumerate(data.datasets, 1):
+        if not dataset.path:
+            raise UsageError(f"entry {number} of data.datasets has no path: name its folder or tar shards")
+        if dataset.weight is not None and dataset.repeats != 1:
+            raise UsageError(f"entry {number} of data.datasets has both repeats and a weight: give one of them")
+    if len({dataset.weight is None for dataset in data.datasets}) > 1:
+        raise UsageError("data.datasets gives weights to some of its entries only: give one to each, or repeats")
 
 
 def _validate_cache(config: Config) -> None:

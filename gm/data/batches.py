@@ -9,16 +9,16 @@ import numpy as np
 
 from gm.config import Config
 from gm.data import cache as stored
-from gm.data import folder, transforms
+from gm.data import datasets, transforms
 from gm.data.cache import Cache
 from gm.data.cache_plan import EMPTY
 from gm.data.encoders import Encoders, NetworkEncoders
-from gm.data.folder import Sample
 from gm.data.geometry import Geometry
 from gm.data.noising import Noising
-from gm.data.order import GlobalBatch, epoch_batches, strata
+from gm.data.order import GlobalBatch, datasets_of, epoch_batches, strata
 from gm.data.prefetch import Prefetcher, ahead
 from gm.data.randomness import generator
+from gm.data.sample import Sample
 from gm.data.tokens import Tokenizers
 from gm.data.transforms import BadPictureError
 from gm.diffusion.timesteps import stratify
@@ -39,7 +39,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class _Drawn:
-    """All of a sample in an epoch that needs no network. ``picture`` or ``moments``, the other one is None."""
+    """All of a sample in a step that needs no network. ``picture`` or ``moments``, the other one is None."""
 
     picture: np.ndarray | None  # (3, H, W)
     moments: np.ndarray | None  # (8, h, w)
@@ -56,9 +56,9 @@ class _Drawn:
 class _Part:
     """What one rank has of a step in one forward pass: ``step`` counts from the first of the run."""
 
-    epoch: int
     step: int
     positions: np.ndarray  # (B,)
+    visits: np.ndarray  # (B,)
     weights: np.ndarray  # (B,)
     strata: np.ndarray  # (B,)
     samples_of_step: int  # that count, over all ranks and forward passes
@@ -114,6 +114,8 @@ class Batches(Iterator[Batch]):
             raise ValueError("what is not in the cache needs encoders and tokenizers")
         self._geometry = Geometry.of(config)
         self._sizes = [self._geometry.bucket(sample) for sample in self._samples]
+        self._datasets, self._repeats = datasets_of(self._samples)
+        self._loss_weights = np.array([sample.loss_weight for sample in self._samples], np.float32)
         try:
             self._noising = Noising(config.diffusion)
         except ValueError as error:
@@ -148,7 +150,7 @@ class Batches(Iterator[Batch]):
         What is given is taken in place of these.
         """
         if samples is None:
-            samples = folder.scan(config.data.path, config.data.missing_caption, config.data.on_bad_sample)
+            samples = datasets.scan(config.data)
         encoders = encoders or NetworkEncoders(config)
         tokenizers = tokenizers or Tokenizers.of(config.model)
         cached = config.cache.latent or config.cache.text_embedding
@@ -202,7 +204,8 @@ class Batches(Iterator[Batch]):
 
     def _plan(self, epoch: int) -> list[GlobalBatch]:
         data = self._data
-        return epoch_batches(self._sizes, self._global_size, self._seed, epoch, data.shuffle, data.drop_last)
+        order = (self._seed, epoch, data.shuffle, data.drop_last)
+        return epoch_batches(self._sizes, self._global_size, *order, self._datasets, self._repeats)
 
     def _collated(self, cursor: Cursor) -> Iterator[tuple[dict, Cursor]]:
         """Batches but for what networks must add, each with the cursor after it."""
@@ -212,8 +215,8 @@ class Batches(Iterator[Batch]):
         def items() -> Iterator[tuple[int, int, int]]:
             for part in parts:
                 pending.append(part)
-                for position in part.positions:
-                    yield part.epoch, part.step, int(position)
+                for position, visit in zip(part.positions, part.visits):
+                    yield int(visit), part.step, int(position)
 
         drawn = ahead(self._pool, lambda item: self._draw(*item), items(), PREFETCHED_BATCHES * self._batch)
         try:
@@ -236,24 +239,24 @@ class Batches(Iterator[Batch]):
                     mine = slice(start, start + self._batch)
                     done = step + (turn == self._accumulation - 1)
                     after = (epoch + 1, 0) if done == len(steps) else (epoch, done)
+                    positions = whole.positions[mine]
+                    weights = whole.weights[mine] * self._loss_weights[positions]
                     number = epoch * len(steps) + step
-                    yield _Part(
-                        epoch, number, whole.positions[mine], whole.weights[mine], places[mine], whole.real, after
-                    )
+                    yield _Part(number, positions, whole.visits[mine], weights, places[mine], whole.real, after)
             epoch, index = epoch + 1, 0
 
-    def _draw(self, epoch: int, step: int, position: int) -> _Drawn:
+    def _draw(self, visit: int, step: int, position: int) -> _Drawn:
         sample = self._samples[position]
 
         def rng(purpose: str) -> np.random.Generator:
-            return generator(self._seed, epoch, sample.id, purpose)
+            return generator(self._seed, visit, sample.id, purpose)
 
         picture = moments = None
         if self._latents_cached:
-            framing = self._cache.framing(sample, epoch)
-            moments = self._cache.moments(sample, epoch)
+            framing = self._cache.framing(sample, visit)
+            moments = self._cache.moments(sample, visit)
         else:
-            framing = self._geometry.framing(sample, epoch)
+            framing = self._geometry.framing(sample, visit)
             picture = _decode(sample, framing)
         caption, time_ids = self._caption(sample, rng), self._time_ids(framing)
         if rng("caption_dropout").random() < self._data.caption_dropout:
@@ -316,6 +319,6 @@ def _check_sizes(config: Config, samples: list[Sample], model: ModelArchitecture
 
 def _decode(sample: Sample, framing: transforms.Framing) -> np.ndarray:
     try:
-        return transforms.decode(sample.picture_path, framing)
+        return transforms.decode(sample.picture, framing)
     except BadPictureError as error:
         raise SuiteError(f"picture {sample.id} cannot be used: {error}; mend or remove it") from None

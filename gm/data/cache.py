@@ -14,12 +14,12 @@ import logging
 import numpy as np
 
 from gm.config import Config
-from gm.data import folder
+from gm.data import datasets
 from gm.data.cache_plan import Plan
 from gm.data.cache_store import ShardStore, damaged
 from gm.data.cache_work import Captions, Pictures, broken
 from gm.data.encoders import Encoders
-from gm.data.folder import Sample
+from gm.data.sample import Sample
 from gm.data.tokens import Tokenizers
 from gm.data.transforms import Framing
 from gm.errors import SuiteError
@@ -48,7 +48,7 @@ def build(
     """
     both = config.cache.latent == config.cache.text_embedding
     if samples is None:
-        samples = folder.scan(config.data.path, config.data.missing_caption, config.data.on_bad_sample)
+        samples = datasets.scan(config.data)
     plan = Plan.gather(config, samples, encoders, tokenizers)
     pictures = plan.needed_latents() if both or config.cache.latent else {}
     captions = plan.needed_texts() if both or config.cache.text_embedding else {}
@@ -83,7 +83,7 @@ def open(
     """The cache for training with ``config``, which must hold all that is asked of it (``cache.latent``,
     ``cache.text_embedding``). Raises SuiteError that names what is missing."""
     if samples is None:
-        samples = folder.scan(config.data.path, config.data.missing_caption, config.data.on_bad_sample)
+        samples = datasets.scan(config.data)
     plan = Plan.gather(config, samples, encoders, tokenizers)
     for path in plan.latents.damaged + plan.texts.damaged:
         raise damaged(path)

@@ -11,10 +11,10 @@ from gm.data import transforms
 from gm.data.cache_store import ShardStore
 from gm.data.claims import Claims
 from gm.data.encoders import Encoders, NetworkEncoders
-from gm.data.folder import Sample
 from gm.data.geometry import Geometry
-from gm.data.notes import FileNotes, hash_file
+from gm.data.notes import FileNotes
 from gm.data.prefetch import for_each
+from gm.data.sample import Sample
 from gm.data.tokens import Tokenizers
 from gm.data.transforms import Framing
 from gm.errors import SuiteError
@@ -118,7 +118,7 @@ def _content_hashes(samples: Sequence[Sample], path: Path) -> dict[str, str]:
 
         def content(sample: Sample) -> str:
             try:
-                return notes.remember(sample.picture_path, "bytes", hash_file)
+                return sample.picture.hash(notes)
             except OSError as error:
                 raise SuiteError(f"picture {sample.id} cannot be read any more ({error.strerror}): run again") from None
 

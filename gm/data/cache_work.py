@@ -20,8 +20,8 @@ from gm.data import decoding, transforms
 from gm.data.cache_plan import Plan
 from gm.data.cache_store import ShardStore, shard_name
 from gm.data.claims import PATIENCE, PAUSE, Claims
-from gm.data.folder import Sample
 from gm.data.prefetch import Prefetcher, ahead
+from gm.data.sample import Sample
 from gm.data.transforms import Framing
 from gm.errors import SuiteError
 
@@ -237,7 +237,7 @@ class Pictures(Work):
 
     def _picture(self, key: str) -> decoding.Picture:
         sample, framing = self.needed[key]
-        return decoding.Picture(sample.id, sample.picture_path, self.plan.contents[sample.id], framing)
+        return decoding.Picture(sample.id, sample.picture, self.plan.contents[sample.id], framing)
 
 
 class Captions(Work):

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from gm.config import Config
-from gm.data import folder
-from gm.data.folder import Sample
+from gm.data import datasets
 from gm.data.geometry import Geometry
-from gm.data.order import epoch_batches
+from gm.data.order import datasets_of, epoch_batches
+from gm.data.sample import Sample
 from gm.data.tokens import MAX_LENGTH, Tokenizers
 from gm.errors import SuiteError
 from gm.files import replacing, write_text
@@ -45,7 +45,7 @@ def check(config: Config) -> int:
     Writes ``report.txt`` (all of it) and ``aspects.png`` into <train.save_path>/check. Returns the exit code: 1 if
     training with this configuration would refuse the folder. Raises SuiteError without a folder or pictures.
     """
-    samples, problems = folder.inspect(config.data.path, config.data.missing_caption)
+    samples, problems = datasets.inspect(config.data)
     findings = [Finding(f"{config.data.path}: {len(samples)} usable pictures")]
     findings.append(Finding(f"problems: {len(problems)}", [f"{problem.id}: {problem.reason}" for problem in problems]))
     target = Path(config.train.save_path) / "check"
@@ -56,7 +56,7 @@ def check(config: Config) -> int:
     print("\n".join(finding.text(NAMED) for finding in findings))
     print(f"all of it: {target / 'report.txt'}" + (f", aspect ratios: {target / 'aspects.png'}" if samples else ""))
     try:
-        folder.judge(config.data.path, problems, len(samples), config.data.on_bad_sample)
+        datasets.judge(config.data, problems, len(samples))
     except SuiteError as error:
         print(f"training would refuse this: {error}", file=sys.stderr)
         return 1
@@ -79,7 +79,8 @@ def _training(config: Config, samples: list[Sample]) -> Iterator[Finding]:
     counts = [(f"{height}x{width}", count) for (height, width), count in sorted(Counter(sizes).items())]
     yield Finding(f"trained at, height x width ({len(counts)} to compile):", table=_bars(counts))
     batch = config.data.per_batch_size * config.optim.gradient_accumulation_steps
-    steps = epoch_batches(sizes, batch, config.train.seed, 0, config.data.shuffle, config.data.drop_last)
+    order = (config.train.seed, 0, config.data.shuffle, config.data.drop_last)
+    steps = epoch_batches(sizes, batch, *order, *datasets_of(samples))
     real = sum(step.real for step in steps)
     rest = f"{len(samples) - real} pictures left out (--drop_last)"
     if not config.data.drop_last:

@@ -10,12 +10,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from gm.data import transforms
 from gm.data.notes import hash_bytes
+from gm.data.sample import PictureFile
 from gm.data.transforms import BadPictureError, Framing
 from gm.errors import SuiteError
 
@@ -30,7 +30,7 @@ class Picture:
     """A picture to frame: its name for people, its file, the hash its bytes had when its entry was named."""
 
     id: str
-    path: Path
+    file: PictureFile
     content: str
     framing: Framing
 
@@ -42,7 +42,7 @@ def frame(picture: Picture) -> np.ndarray | str:
         SuiteError: they are not there any more, or not the same any more: what they are now has another name.
     """
     try:
-        data = picture.path.read_bytes()
+        data = picture.file.read()
     except OSError as error:
         raise SuiteError(
             f"picture {picture.id} cannot be read any more ({error.strerror}): run the same command again"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from gm.config import Config
 from gm.data import buckets, transforms
 from gm.data.buckets import Size
-from gm.data.folder import Sample
 from gm.data.randomness import generator
+from gm.data.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Geometry:
     def bucket(self, sample: Sample) -> Size:
         return buckets.nearest(sample.size, self.sizes)
 
-    def framing(self, sample: Sample, epoch: int) -> transforms.Framing:
-        rng = generator(self.seed, epoch, sample.id, "framing") if self.varies else None
+    def framing(self, sample: Sample, visit: int) -> transforms.Framing:
+        """How a sample is framed when it came ``visit`` times before."""
+        rng = generator(self.seed, visit, sample.id, "framing") if self.varies else None
         return transforms.frame(sample.size, self.bucket(sample), self.crop, self.random_flip, rng)

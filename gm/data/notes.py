@@ -1,4 +1,4 @@
-"""Hashes of file contents, remembered so that an untouched file is not read again."""
+"""What follows from the contents of files, remembered so that an untouched file is not read again."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from gm.files import write_text
 
@@ -13,17 +14,16 @@ from gm.files import write_text
 YOUNG = 2_000_000_000  # ns
 
 
-def hash_file(path: Path) -> str:
-    """BLAKE2b-128 of the bytes of a file, as hex."""
+def hash_stream(stream: BinaryIO) -> str:
+    """BLAKE2b-128 of the bytes of a stream, as hex."""
     digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    while block := stream.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
 
 
 def hash_bytes(content: bytes) -> str:
-    """What ``hash_file`` gives for a file with this content."""
+    """What ``hash_stream`` gives for a stream of these."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
@@ -42,8 +42,8 @@ class FileNotes:
             notes = None
         self._notes: dict[str, list] = notes if isinstance(notes, dict) else {}
 
-    def remember(self, path: Path, what: str, compute: Callable[[Path], str]) -> str:
-        """``compute(path)``, or what it gave when the file was the same; ``what`` names the kind of result."""
+    def remember(self, path: Path, what: str, compute: Callable[[Path], Any]) -> Any:
+        """``compute(path)``, a JSON value, or what it gave when the file was the same; ``what`` names its kind."""
         name = f"{what}:{os.path.abspath(path)}"
         stamp = _stamp(path)
         noted = self._notes.get(name)

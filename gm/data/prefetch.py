@@ -13,9 +13,9 @@ R = TypeVar("R")
 CHUNK = 64  # handing over a piece of work costs about as much as opening a picture
 
 
-def for_each(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R]:
-    """``work`` of every item, in order, by several threads; for many short pieces of work that wait for the disk."""
-    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+def for_each(work: Callable[[T], R], items: Sequence[T], workers: int, chunk: int = CHUNK) -> list[R]:
+    """``work`` of every item, in order, by several threads; for pieces of work that wait for the disk."""
+    chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
     with ThreadPoolExecutor(workers) as pool:
         return [result for chunk in pool.map(lambda chunk: [work(item) for item in chunk], chunks) for result in chunk]
 

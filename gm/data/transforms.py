@@ -1,9 +1,10 @@
 """From a picture file to what the autoencoder reads, and the numbers that tell SDXL how it was framed."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,6 +24,12 @@ TURNS = {  # what makes a picture of each EXIF orientation upright
 }
 TRANSPOSED = {TURNS[orientation] for orientation in (5, 6, 7, 8)}  # these swap height and width
 FILTER = "lanczos"
+
+
+class Openable(Protocol):
+    """A ``Path``, or a picture within a file (``gm.data.sample.PictureFile``)."""
+
+    def open(self, mode: str) -> BinaryIO: ...
 
 
 class BadPictureError(Exception):
@@ -59,8 +66,8 @@ def frame(
 ) -> Framing:
     """Resize to cover ``target`` keeping the ratio, then crop.
 
-    ``crop`` is center or random. The generator always gives the same three numbers, so that one option does not
-    change what another one draws.
+    ``crop`` is center, random, top (the upper middle) or corner (the upper left). The generator always gives the same
+    three numbers, so that one option does not change what another one draws.
     """
     height, width = original
     scale = max(target[0] / height, target[1] / width)
@@ -70,20 +77,21 @@ def frame(
     if crop == "random":
         top, left = int(draws[0] * (spare[0] + 1)), int(draws[1] * (spare[1] + 1))
     else:
-        top, left = spare[0] // 2, spare[1] // 2
+        top = spare[0] // 2 if crop == "center" else 0
+        left = 0 if crop == "corner" else spare[1] // 2
     return Framing(original, resized, top, left, target, flip=random_flip and bool(draws[2] < 0.5))
 
 
-def picture_size(path: Path) -> Size:
+def picture_size(file: Openable) -> Size:
     """Upright (height, width) from the header alone. Raises BadPictureError."""
-    with _opened(path) as picture:
+    with _opened(file) as picture:
         width, height = picture.size
         if _turn(picture) in TRANSPOSED:
             width, height = height, width
     return height, width
 
 
-def load(source: Path | BinaryIO) -> Image.Image:
+def load(source: Openable | BinaryIO) -> Image.Image:
     """The upright RGB picture: EXIF orientation applied, alpha over white, 16 bits to 8. Raises BadPictureError."""
     with _opened(source) as picture:
         try:
@@ -132,9 +140,9 @@ def apply(picture: Image.Image, framing: Framing) -> np.ndarray:
     return normalized(framed(picture, framing))
 
 
-def decode(path: Path, framing: Framing) -> np.ndarray:
+def decode(file: Openable, framing: Framing) -> np.ndarray:
     """Read and frame a picture: (3, H, W) float32 in [-1, 1]. BadPictureError also when its size has changed."""
-    picture = load(path)
+    picture = load(file)
     if (picture.height, picture.width) != framing.original:
         raise BadPictureError("its size changed while the program ran")
     return apply(picture, framing)
@@ -148,11 +156,18 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
     return TURNS.get(Image.Image.getexif(picture).get(ORIENTATION_TAG))
 
 
-def _opened(source: Path | BinaryIO) -> Image.Image:
+@contextmanager
+def _opened(source: Openable | BinaryIO) -> Iterator[Image.Image]:
+    with ExitStack() as stack:
+        yield _open(source, stack)
+
+
+def _open(source: Openable | BinaryIO, stack: ExitStack) -> Image.Image:
     try:
+        stream = source if hasattr(source, "read") else stack.enter_context(source.open("rb"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(source)
+            return stack.enter_context(Image.open(stream))
     except FileNotFoundError:
         raise BadPictureError("the file is gone") from None
     except Image.DecompressionBombError:

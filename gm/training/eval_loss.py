@@ -19,7 +19,7 @@ from gm.compilation import Graph
 from gm.config import Config
 from gm.config.sections.training import DiffusionConfig
 from gm.data import cache as stored
-from gm.data import folder
+from gm.data import datasets
 from gm.data.batches import Batch, Batches
 from gm.data.encoders import Encoders
 from gm.data.noising import Noising, trained_range
@@ -138,7 +138,7 @@ def held_out(config: Config, encoders: Encoders, tokenizers: Tokenizers) -> list
     fixed.launch.multi_graph = True  # encoded once, unless the text encoders change
     fixed.cache.variants, fixed.train.seed, fixed.optim.gradient_accumulation_steps = 1, SEED, 1
     fixed.diffusion = plain(config.diffusion)
-    samples = folder.scan(data.path, data.missing_caption, data.on_bad_sample)
+    samples = datasets.scan(data)
     count = min(config.validation.num_eval_images, len(samples))
     samples = [samples[index * len(samples) // count] for index in range(count)]
     if fixed.cache.latent or fixed.cache.text_embedding:

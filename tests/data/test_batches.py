@@ -3,7 +3,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gm.data import cache, folder
+from gm.data import cache, datasets
 from gm.data.batches import FIELDS, PICTURE_FIELDS, Batches
 from gm.errors import SuiteError, UsageError
 
@@ -12,7 +12,7 @@ FRESH = settings(max_examples=8, suppress_health_check=[HealthCheck.function_sco
 
 @pytest.fixture
 def samples(config):
-    return folder.scan(config.data.path)
+    return datasets.scan(config.data)
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def opened(config, encoders, tokenizers):
 
     def make(cached=False, **options):
         source = cache.open(config, None, encoders, tokenizers) if cached else None
-        every.append(Batches(config, folder.scan(config.data.path), source, encoders, tokenizers, **options))
+        every.append(Batches(config, datasets.scan(config.data), source, encoders, tokenizers, **options))
         return every[-1]
 
     yield make

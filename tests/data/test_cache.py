@@ -52,7 +52,7 @@ def test_what_comes_back_is_what_the_encoders_gave(config, build, encoders, toke
     build()
     opened = cache.open(config, None, encoders, tokenizers)
     sample = opened.samples[4]
-    with Image.open(sample.picture_path) as picture:
+    with Image.open(sample.picture.path) as picture:
         pixels = np.asarray(picture.resize((32, 32), Image.Resampling.LANCZOS), np.float32) / 127.5 - 1
     assert np.allclose(
         opened.moments(sample, 0), encoders.encode_pictures(pixels.transpose(2, 0, 1)[None])[0], atol=1e-6

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from gm.data import decoding, transforms
-from gm.data.notes import hash_bytes, hash_file
+from gm.data.notes import hash_bytes
+from gm.data.sample import PictureFile
 from gm.errors import SuiteError
 
 
@@ -15,25 +16,27 @@ from gm.errors import SuiteError
 def picture(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(path)
-    return decoding.Picture("a.png", path, hash_file(path), transforms.frame((40, 60), (32, 32)))
+    return decoding.Picture(
+        "a.png", PictureFile(path), hash_bytes(path.read_bytes()), transforms.frame((40, 60), (32, 32))
+    )
 
 
 def test_pixels_are_those_of_decoding_in_place(picture):
     pixels = decoding.frame(picture)
     assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8)
-    expected = transforms.decode(picture.path, picture.framing)
+    expected = transforms.decode(picture.file, picture.framing)
     np.testing.assert_array_equal(transforms.normalized(pixels), expected)
     np.testing.assert_array_equal(transforms.normalized(np.stack([pixels, pixels]))[1], expected)
 
 
 def test_bytes_that_are_no_picture_are_a_reason_and_other_bytes_an_error(picture):
-    content = picture.path.read_bytes()[:-100]
-    picture.path.write_bytes(content)
+    content = picture.file.path.read_bytes()[:-100]
+    picture.file.path.write_bytes(content)
     with pytest.raises(SuiteError, match=r"picture a.png was changed while the program ran"):
         decoding.frame(picture)
-    same = decoding.Picture(picture.id, picture.path, hash_bytes(content), picture.framing)
+    same = decoding.Picture(picture.id, picture.file, hash_bytes(content), picture.framing)
     assert decoding.frame(same).startswith("broken picture")
-    picture.path.unlink()
+    picture.file.path.unlink()
     with pytest.raises(SuiteError, match=r"picture a.png cannot be read any more \(No such file"):
         decoding.frame(picture)
 

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from gm.data import notes
-from gm.data.notes import FileNotes, hash_file
+from gm.data.notes import FileNotes
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def read(tmp_path):
     def remember(path):
         calls.clear()
         book = FileNotes(tmp_path / "notes.json")
-        result = book.remember(path, "bytes", lambda path: calls.append(path) or hash_file(path))
+        result = book.remember(path, "bytes", lambda path: calls.append(path) or path.read_bytes().hex())
         book.save()
         return result, len(calls)
 

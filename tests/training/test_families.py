@@ -8,8 +8,8 @@ from PIL import Image
 from gm.config import Config
 from gm.data import cache
 from gm.data.batches import FIELDS, Batches
+from gm.data.datasets import scan
 from gm.data.encoders import NetworkEncoders
-from gm.data.folder import scan
 from gm.data.tokens import Tokenizers
 from gm.errors import UsageError
 from gm.training import metrics
@@ -63,7 +63,7 @@ def test_the_first_loss_is_that_of_diffusers(tmp_path, config, families, write_r
     with Batches.of(config) as batches:
         batch = next(batches)
     with Batches(
-        config, scan(config.data.path), None, encoders, tokenizers, size_numbers=architecture.size_numbers
+        config, scan(config.data), None, encoders, tokenizers, size_numbers=architecture.size_numbers
     ) as online:
         uncached = next(online)
     for name in FIELDS:

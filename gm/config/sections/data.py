@@ -27,10 +27,30 @@ class ModelConfig:
 
 
 @dataclass
+class DatasetConfig:
+    """One of several data sets that are mixed: an entry of ``data.datasets``."""
+
+    path: str = setting("", "its folder or tar shards")
+    repeats: float = setting(1.0, "how often an epoch has each of its pictures", unit="times", above=0)
+    weight: float | None = setting(None, "its share of an epoch, beside the weights of the others", above=0)
+    loss_weight: float = setting(1.0, "how much its pictures count in the loss", at_least=0)
+    instance_prompt: str = setting("", "the caption of all its pictures")
+    missing_caption: str | None = setting(None, "instead of --missing_caption", choices=("error", "empty", "filename"))
+
+
+@dataclass
 class DataConfig:
-    path: str = setting("", "folder of pictures and captions", flag="data_path")
+    path: str = setting("", "folder of pictures and captions, or tar shards: shards/{000..012}.tar", flag="data_path")
+    datasets: tuple[DatasetConfig, ...] = setting(
+        (), "several data sets to mix, instead of --data_path: a list of {path, repeats or weight, ...}"
+    )
+    instance_prompt: str = setting("", "DreamBooth: the caption of all pictures, in place of their own")
     resolution: int = setting(1024, "side of the square training picture", unit="pixels", at_least=32, multiple_of=32)
-    crop: str = setting("center", "where the square is cut from the resized picture", choices=("center", "random"))
+    crop: str = setting(
+        "center",
+        "which part of the resized picture is kept; top and corner: its upper middle and upper left",
+        choices=("center", "random", "top", "corner"),
+    )
     buckets: bool = setting(
         False, "train each picture at the size whose aspect ratio is nearest to its own, not at the square"
     )
@@ -42,6 +62,12 @@ class DataConfig:
     )
     on_bad_sample: str = setting(
         "error", "a picture that cannot be read: stop, or go on without it", choices=("error", "skip")
+    )
+    minimum_image_size: int = setting(8, "a picture with a shorter side cannot be used", unit="pixels", at_least=1)
+    verify: str = setting(
+        "header",
+        "what is read of every picture before training: its header, or all pixels (once, as long as it is the same)",
+        choices=("header", "pixels"),
     )
     missing_caption: str = setting(
         "error",

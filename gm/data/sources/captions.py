@@ -1,4 +1,4 @@
-"""Captions of a picture folder: metadata.jsonl, metadata.csv, MindONE's csv, text files beside the pictures."""
+"""Where captions are written: metadata.jsonl, metadata.csv, MindONE's csv, text and JSON files of single pictures."""
 
 import csv
 import json
@@ -29,12 +29,29 @@ def listed_captions(root: Path, folders: list[str]) -> dict[str, tuple[list[str]
     return found
 
 
-def caption_lines(path: Path) -> list[str]:
-    """The captions in a text file: its lines that are not empty."""
+def text_captions(content: bytes, name: str) -> list[str]:
+    """The captions in a text file: its lines that are not empty. Raises SuiteError."""
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise SuiteError(f"caption file {path} is not UTF-8 text: save it as UTF-8") from None
+        raise SuiteError(f"caption file {name} is not UTF-8 text: save it as UTF-8") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def json_captions(content: bytes, name: str) -> list[str]:
+    """The captions in the JSON file of a sample, as img2dataset writes it: ``caption`` or ``text``, a text or a list.
+
+    A file without either has none. Raises SuiteError.
+    """
+    try:
+        entry = json.loads(content)
+    except ValueError:
+        raise SuiteError(f"caption file {name} is not JSON: make the shard again") from None
+    text = next((entry[key] for key in ("caption", "text") if entry.get(key)), []) if isinstance(entry, dict) else []
+    texts = text if isinstance(text, list) else [text]
+    if not all(isinstance(text, str) for text in texts):
+        raise SuiteError(f'caption file {name}: write {{"caption": "what is seen"}}')
+    return [text.strip() for text in texts if text.strip()]
 
 
 def _jsonl_rows(path: Path) -> list[tuple[str, list[str]]]:

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from gm.data.folder import inspect, scan
+from gm.config.sections.data import DataConfig, DatasetConfig
+from gm.data import datasets, transforms
 from gm.errors import SuiteError
 
 
@@ -14,6 +15,10 @@ def root(tmp_path):
 @pytest.fixture
 def picture(root, draw_picture):
     return lambda name, **options: draw_picture(root / name, **options)
+
+
+def scan(root, report=None, **options):
+    return datasets.scan(DataConfig(path=str(root), **options), report)
 
 
 def captions(root, **options):
@@ -58,14 +63,15 @@ def test_missing_captions_are_all_told_at_once(root, picture, tmp_path):
     (root / "0.txt").write_text("here")
     (root / "1.txt").write_text("  \n")
     with pytest.raises(SuiteError) as error:
-        scan(root, report=tmp_path / "report.txt")
+        scan(root, report=tmp_path / "bad.csv")
     message = str(error.value)
     assert "4 of 5" in message
     assert "1.png (no caption), 2.png (no caption), 3.png (no caption) and 1 more" in message
     assert "--missing_caption" in message
     assert "\n" not in message
-    assert [line.split("\t")[0] for line in (tmp_path / "report.txt").read_text().splitlines()] == [
-        f"{index}.png" for index in range(1, 5)
+    assert (tmp_path / "bad.csv").read_text().splitlines() == [
+        "sample,reason",
+        *(f"{index}.png,no caption" for index in range(1, 5)),
     ]
 
 
@@ -143,6 +149,93 @@ def test_hidden_files_and_folders_are_left_alone(root, picture):
     picture("a.png")
     picture(".trash/b.png")
     picture("._a.png")
-    samples, problems = inspect(root, "empty")
+    samples, problems = datasets.inspect(DataConfig(path=str(root), missing_caption="empty"))
     assert [sample.id for sample in samples] == ["a.png"]
     assert problems == []
+
+
+def mixed(*entries, **options):
+    return datasets.scan(DataConfig(datasets=tuple(DatasetConfig(**entry) for entry in entries), **options))
+
+
+def test_data_sets_are_mixed_with_ids_and_captions_of_their_own(root, draw_picture):
+    for name in ("birds/a.png", "birds/b.png", "cats/a.png"):
+        draw_picture(root / name)
+    (root / "birds/a.txt").write_text("a bird")
+    birds = {"path": f"{root}/birds/", "repeats": 2.5, "missing_caption": "filename"}
+    found = mixed(birds, {"path": f"{root}/cats", "instance_prompt": "a sks cat", "loss_weight": 0.5})
+    assert [(sample.id, *sample.captions) for sample in found] == [
+        ("birds/a.png", "a bird"),
+        ("birds/b.png", "b"),
+        ("cats/a.png", "a sks cat"),
+    ]
+    assert [sample.repeats for sample in found] == [2.5, 2.5, 1]
+    assert [sample.loss_weight for sample in found] == [1, 1, 0.5]
+    assert [sample.dataset for sample in found] == [0, 0, 1]
+
+
+def test_folders_of_one_name_and_one_folder_twice_have_ids_of_their_own(root, draw_picture):
+    for name in ("x/train/a.png", "y/train/a.png"):
+        draw_picture(root / name)
+    entries = [{"path": f"{root}/{name}/train", "instance_prompt": "p"} for name in "xyx"]
+    ids = [sample.id for sample in mixed(*entries)]
+    assert ids == ["1.train/a.png", "2.train/a.png", "3.train/a.png"]
+
+
+def test_weights_are_shares_of_an_epoch_that_leaves_nothing_out(root, draw_picture):
+    for index in range(6):
+        draw_picture(root / f"{'many' if index else 'few'}/{index}.png")
+    few, many = ({"path": f"{root}/{name}", "weight": weight} for name, weight in (("few", 3.0), ("many", 1.0)))
+    found = mixed(few, many, missing_caption="empty")
+    assert [sample.repeats for sample in found] == [15] + [1] * 5  # 15 visits of one picture to 5 of five
+
+
+def test_problems_of_all_data_sets_are_told_together(root, draw_picture):
+    for name in ("x/a.png", "y/a.png"):
+        draw_picture(root / name)
+    with pytest.raises(SuiteError, match=r"2 of 2 samples in .*x, .*y cannot be used: x/a.png .*, y/a.png"):
+        mixed({"path": f"{root}/x"}, {"path": f"{root}/y"})
+
+
+def test_one_prompt_goes_before_captions(root, picture):
+    picture("a.png").with_suffix(".txt").write_text("own")
+    assert captions(root, instance_prompt="a photo of sks dog") == {"a.png": ("a photo of sks dog",)}
+
+
+def test_pictures_that_are_too_small_are_told(root, picture):
+    picture("a.png", size=(7, 100))
+    with pytest.raises(SuiteError, match=r"a.png \(only 100x7 px: --minimum_image_size 8\)"):
+        scan(root, instance_prompt="p")
+    assert len(scan(root, instance_prompt="p", minimum_image_size=7)) == 1
+
+
+def test_pixels_are_looked_at_where_asked(root, picture):
+    path = picture("a.png", size=(64, 64))
+    path.write_bytes(path.read_bytes()[:-200])
+    assert len(scan(root, instance_prompt="p")) == 1
+    with pytest.raises(SuiteError, match=r"a.png \(broken picture"):
+        scan(root, instance_prompt="p", verify="pixels")
+
+
+def test_the_report_goes_when_nothing_is_bad_any_more(root, picture, tmp_path):
+    picture("a.png")
+    with pytest.raises(SuiteError):
+        scan(root, report=tmp_path / "bad.csv")
+    (root / "a.txt").write_text("now")
+    scan(root, report=tmp_path / "bad.csv")
+    assert not (tmp_path / "bad.csv").exists()
+
+
+def test_what_has_not_changed_is_not_looked_at_again(root, picture, monkeypatch):
+    monkeypatch.setattr("gm.data.notes.YOUNG", -1)
+    for index in range(3):
+        picture(f"{index}.png")
+    first = scan(root, instance_prompt="p")
+    looked = []
+    size = transforms.picture_size
+    monkeypatch.setattr(transforms, "picture_size", lambda file: looked.append(file.path.name) or size(file))
+    assert scan(root, instance_prompt="p") == first
+    assert looked == []
+    picture("1.png", seed=7, size=(32, 80))
+    assert scan(root, instance_prompt="p")[1].size == (32, 80)
+    assert looked == ["1.png"]

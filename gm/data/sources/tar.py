@@ -1,0 +1,91 @@
+"""Tar shards as webdataset and img2dataset write them: ``key.jpg`` beside ``key.txt`` or ``key.json``, read in place.
+
+A shard is gone through once for where its members begin; that, its captions and the sizes of its pictures are kept in
+the notes of the folder, and pictures are read from their place in the shard.
+"""
+
+import os
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from gm.data.sample import Found, PictureFile
+from gm.data.sources.captions import json_captions, text_captions
+from gm.data.sources.headers import Headers, from_json, is_picture
+from gm.errors import SuiteError
+
+CAPTION_READERS = {".txt": text_captions, ".json": json_captions}  # in this order
+
+
+def read_tar(path: Path, name: str, headers: Headers) -> list[Found]:
+    """The pictures of one shard; ``name`` goes before theirs.
+
+    Raises:
+        SuiteError: no tar, a compressed or truncated one, a caption in it that cannot be read.
+    """
+    members = headers.notes.remember(path, f"tar {headers.kind}", lambda path: _index(path, headers))
+    return [
+        Found(f"{name}/{member}", PictureFile(path, start, length), captions, from_json(size))
+        for member, start, length, captions, size in members
+    ]
+
+
+def expand(pattern: str) -> list[str]:
+    """``a{00..11}.tar`` as webdataset and shells read it -> ``a00.tar`` to ``a11.tar``; also ``{one,two}``."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if not match:
+        return [pattern]
+    inner = match[1]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
+    if numbers:
+        first, last = int(numbers[1]), int(numbers[2])
+        step = 1 if first <= last else -1
+        parts = [f"{number:0{len(numbers[1])}}" for number in range(first, last + step, step)]
+    else:
+        parts = inner.split(",")
+    return [whole for part in parts for whole in expand(pattern[: match.start()] + part + pattern[match.end() :])]
+
+
+def _index(path: Path, headers: Headers) -> list[list[Any]]:
+    """Name, first byte, length, captions and size of each picture in a shard, as JSON keeps them."""
+    length = os.path.getsize(path)
+    pictures: list[tuple[str, int, int]] = []
+    texts: dict[str, tuple[int, int]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                stem, suffix = os.path.splitext(member.name.removeprefix("./"))
+                if not member.isreg() or any(part.startswith(".") for part in stem.split("/")):
+                    continue
+                if member.offset_data + member.size > length:
+                    raise tarfile.ReadError("unexpected end of data")
+                if is_picture(member.name):
+                    pictures.append((stem + suffix, member.offset_data, member.size))
+                elif suffix.lower() in CAPTION_READERS:
+                    texts[stem + suffix.lower()] = (member.offset_data, member.size)
+    except tarfile.ReadError as error:
+        raise SuiteError(f"shard {path} cannot be read: {_reason(path, error)}") from None
+    rows = []
+    with open(path, "rb") as file:
+        for name, start, size in sorted(pictures):
+            captions: list[str] = []
+            stem = os.path.splitext(name)[0]
+            for suffix, read in CAPTION_READERS.items():
+                if not captions and stem + suffix in texts:
+                    at, count = texts[stem + suffix]
+                    file.seek(at)
+                    captions = read(file.read(count), f"{path}/{stem}{suffix}")
+            rows.append([name, start, size, captions, headers.read(PictureFile(path, start, size))])
+    return rows
+
+
+def _reason(path: Path, error: tarfile.ReadError) -> str:
+    with open(path, "rb") as file:
+        begin = file.read(6)
+    if begin.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "it is compressed, and members are read from their place: unpack it to a plain .tar"
+    words = str(error)
+    if "end of data" in words or "truncated" in words:
+        return "it is cut short: fetch it again"
+    return f"no tar ({words}): fetch it again or remove it"
