@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gm.data import cache, cache_work, claims, decoding, folder
+from gm.data import cache, cache_work, claims, datasets, decoding
 from gm.data.cache_plan import Plan
 from gm.data.claims import Claims
 from gm.errors import SuiteError, explain
@@ -316,7 +316,7 @@ class TestGoingWrong:
         assert len(fill()) == 10 - 2 * len(before)  # whole shards of two are there
 
     def test_a_picture_that_goes_after_the_scan_is_told(self, fill, config, pictures):
-        samples = folder.scan(config.data.path)
+        samples = datasets.scan(config.data)
         (pictures / "5.png").unlink()
         with pytest.raises(SuiteError, match=r"picture 5.png cannot be read any more"):
             fill(samples=samples)
