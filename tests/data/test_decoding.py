@@ -54,7 +54,7 @@ def test_processes_give_the_same_pixels_reasons_and_errors(picture):
             np.testing.assert_array_equal(pixels, expected)
         with pytest.raises(SuiteError, match=r"picture a.png was changed while the program ran"):
             decoders.frame(changed)
-        picture.path.write_bytes(b"no picture")
+        picture.file.path.write_bytes(b"no picture")
         broken = dataclasses.replace(picture, content=hash_bytes(b"no picture"))
         assert decoders.frame(broken) == "not a picture Pillow can read"
     assert [process.returncode for process in decoders.processes] == [0, 0]
