@@ -10,9 +10,12 @@ log = logging.getLogger(__name__)
 
 
 class Interruption:
-    """While active, the first SIGINT or SIGTERM only asks the loop to end; a second one is an ordinary Ctrl-C."""
+    """While active, the first of these signals only asks the loop to end; a second one is an ordinary Ctrl-C.
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGUSR1 is what mpirun hands on to its processes; those of SIGINT and SIGTERM it kills itself, without waiting.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.requested = False

@@ -210,3 +210,31 @@ def test_two_jobs_at_the_same_port_do_not_mix():
             for code, output, _ in job.ended():
                 assert code == 0
                 assert output.splitlines()[1] == str([who, who])
+
+
+def test_mpi_tells_ranks_on_several_servers_where_rank_0_is():
+    pytest.importorskip("mpi4py")
+    mpirun = Path(sys.executable).with_name("mpirun")
+    if not mpirun.exists():
+        pytest.skip("the mpi extra's mpirun is not installed")
+    program = (
+        "import os, dataclasses\n"
+        "from gm.parallel import peers, processes, rank_table\n"
+        "first = os.environ['OMPI_COMM_WORLD_RANK'] == '0'\n"
+        "rank_table.own_address = lambda: '127.0.0.1' if first else 'another'\n"
+        "process = dataclasses.replace(processes.identify(os.environ), host='', one_server=False)\n"
+        "me = peers.connect(process, 20, 5)\n"
+        "print(me.gather('rank', me.rank))\n"
+        "me.leave()\n"
+    )
+    done = subprocess.run(
+        [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "3", sys.executable, "-c", program],
+        env={name: value for name, value in os.environ.items() if name not in processes.VARIABLES}
+        | {"PYTHONPATH": str(ROOT), "MS_SCHED_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[0, 1, 2]"] * 3

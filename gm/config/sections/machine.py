@@ -16,7 +16,7 @@ class LaunchConfig:
         "", "folder that keeps compiled graphs, so that the same training or sampling starts sooner; empty: none"
     )
     threads: int | None = setting(
-        None, "CPU cores this process keeps to; default: all it may use", unit="cores", at_least=1
+        None, "CPU cores this process keeps to; default: all it may use, or its share of them", unit="cores", at_least=1
     )
     deterministic: bool = setting(
         True, "take only kernels that give the same bits every time; costs some speed on Ascend"
