@@ -123,6 +123,31 @@ SD_2_VIT_H = TextEncoderArchitecture(
 
 
 @dataclass(frozen=True)
+class VisionEncoderArchitecture:
+    """A CLIP picture tower: a ViT over square patches of a square picture, sides in pixels. The defaults: ViT-L/14."""
+
+    width: int = 1024
+    layers: int = 24
+    mlp_dim: int = 4096
+    heads: int = 16
+    patch_size: int = 14
+    picture_size: int = 224
+    activation: str = "quick_gelu"
+
+    @property
+    def patches(self) -> int:
+        return (self.picture_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class CLIPArchitecture:
+    """A whole CLIP: two towers with projections into one space of ``text.projection_dim``."""
+
+    text: TextEncoderArchitecture
+    vision: VisionEncoderArchitecture
+
+
+@dataclass(frozen=True)
 class ModelArchitecture:
     """One checkpoint; parts a file lacks are None, or () for the text encoders (in the conditioner's order)."""
 

@@ -7,8 +7,9 @@ import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
-from gm.models.architecture import AutoencoderArchitecture, ModelArchitecture, UNetArchitecture
+from gm.models.architecture import AutoencoderArchitecture, CLIPArchitecture, ModelArchitecture, UNetArchitecture
 from gm.models.autoencoder import Autoencoder
+from gm.models.clip import CLIP
 from gm.models.conditioner import TextConditioner
 from gm.models.layers import Initializer
 from gm.models.unet import UNet
@@ -49,3 +50,8 @@ def build_conditioner(architecture: ModelArchitecture, seed: int | None = None) 
         for name, parameter in embedder.parameters_and_names():
             parameter.name = prefix + name
     return conditioner
+
+
+def build_clip(architecture: CLIPArchitecture, seed: int | None = None) -> CLIP:
+    """A whole CLIP; with no ``seed`` its weights are zeros without memory that wait for a file."""
+    return _named(lambda: CLIP(architecture), "", seed)

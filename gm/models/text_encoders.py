@@ -8,7 +8,7 @@ output of the last but one layer of ViT-H. What a model takes is data of its ``T
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from gm.models.architecture import HEAD_WIDTH, TextEncoderArchitecture
+from gm.models.architecture import HEAD_WIDTH, TextEncoderArchitecture, VisionEncoderArchitecture
 from gm.models.attention import MultiHeadAttention
 from gm.models.layers import Embedding, Initializer, LayerNorm, Linear, gelu, quick_gelu
 
@@ -25,15 +25,15 @@ class Activation(nn.Cell):
 
 
 class CLIPAttention(nn.Cell):
-    """Causal self-attention, names of transformers."""
+    """Self-attention, names of transformers."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, causal: bool):
         super().__init__()
         self.k_proj = Linear(width, width)
         self.v_proj = Linear(width, width)
         self.q_proj = Linear(width, width)
         self.out_proj = Linear(width, width)
-        self.attention = MultiHeadAttention(heads, HEAD_WIDTH, causal=True)
+        self.attention = MultiHeadAttention(heads, width // heads, causal)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.out_proj(self.attention(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
@@ -42,7 +42,7 @@ class CLIPAttention(nn.Cell):
 class CLIPMLP(nn.Cell):
     """Two linear layers, names of transformers."""
 
-    def __init__(self, arch: TextEncoderArchitecture):
+    def __init__(self, arch: TextEncoderArchitecture | VisionEncoderArchitecture):
         super().__init__()
         self.fc1 = Linear(arch.width, arch.mlp_dim)
         self.fc2 = Linear(arch.mlp_dim, arch.width)
@@ -55,9 +55,9 @@ class CLIPMLP(nn.Cell):
 class CLIPLayer(nn.Cell):
     """One pre-norm transformer layer, names of transformers."""
 
-    def __init__(self, arch: TextEncoderArchitecture):
+    def __init__(self, arch: TextEncoderArchitecture | VisionEncoderArchitecture, causal: bool):
         super().__init__()
-        self.self_attn = CLIPAttention(arch.width, arch.heads)
+        self.self_attn = CLIPAttention(arch.width, arch.heads, causal)
         self.layer_norm1 = LayerNorm(arch.width)
         self.mlp = CLIPMLP(arch)
         self.layer_norm2 = LayerNorm(arch.width)
@@ -82,9 +82,9 @@ class CLIPEmbeddings(nn.Cell):
 class CLIPEncoder(nn.Cell):
     """The stack of layers; returns its input and the output of each layer."""
 
-    def __init__(self, arch: TextEncoderArchitecture):
+    def __init__(self, arch: TextEncoderArchitecture | VisionEncoderArchitecture, causal: bool = True):
         super().__init__()
-        self.layers = nn.CellList([CLIPLayer(arch) for _ in range(arch.layers)])
+        self.layers = nn.CellList([CLIPLayer(arch, causal) for _ in range(arch.layers)])
 
     def construct(self, x: Tensor) -> tuple[Tensor, ...]:
         states = (x,)

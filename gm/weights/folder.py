@@ -53,14 +53,30 @@ def open_folder(path: Path) -> WeightFile:
     return WeightFile(path, sources, "diffusers", opened)
 
 
+def open_model_folder(path: Path) -> WeightFile:
+    """Open a folder with one model of transformers, ``model.safetensors`` or its parts; names stay as they are.
+
+    Raises:
+        SuiteError: not such a folder, or files are missing or damaged.
+    """
+    opened: list[TensorFile] = []
+    try:
+        return WeightFile(path, _open_part(path, "model", opened), "transformers", opened)
+    except BaseException:
+        for file in opened:
+            file.close()
+        raise
+
+
 def _check_index(path: Path, parts: dict[str, Sources]) -> None:
-    index = _read_json(path / "model_index.json")
+    index = read_json(path / "model_index.json")
     for part in PARTS:
         if index.get(part, [None])[0] and part not in parts:
             raise SuiteError(f"{path} lacks the folder {part} that its model_index.json names: download it as well")
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """The object in a JSON file, {} if there is no such file. Raises SuiteError for anything else."""
     if not path.exists():
         return {}
     try:
@@ -80,7 +96,7 @@ def _open_part(folder: Path, stem: str, opened: list[TensorFile]) -> Sources:
         if whole.exists():
             files = [whole]
         elif index.exists():
-            files = [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+            files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
         else:
             continue
         break
@@ -115,7 +131,7 @@ def _from_diffusers(path: Path, part: str, named: Sources, parts: dict[str, Sour
     if "text_encoder_2" in parts:
         return f"{EMBEDDERS}0.transformer.", layouts.clip_from_diffusers(named)
     # The text tower of SD 2.x is open_clip's, that of SD 1.x OpenAI's.
-    if _read_json(path / part / "config.json").get("hidden_act") == "gelu":
+    if read_json(path / part / "config.json").get("hidden_act") == "gelu":
         return f"{COND_STAGE}model.", layouts.open_clip_from_diffusers(named)
     return f"{COND_STAGE}transformer.", layouts.clip_from_diffusers(named)
 
