@@ -51,10 +51,10 @@ def main(arguments: list[str]) -> int | None:
 
             return cache.build(config, rank=device.rank)
 
-        from gm.sampling.preview import Preview
+        from gm.evaluation.preview import ScoredPreview
         from gm.training import loop
 
-        return loop.train(config, Preview)
+        return loop.train(config, ScoredPreview)
 
 
 if __name__ == "__main__":

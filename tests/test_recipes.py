@@ -47,7 +47,10 @@ def test_two_experts_share_everything_but_the_timesteps(model):
     assert trained_range(two.diffusion) == (0, 350)
     assert one.diffusion.prediction_type == "v_prediction"
     assert one.diffusion.rescale_betas_zero_snr
+    assert (one.validation.draws, two.validation.using_datasets) == (False, True)
     one.diffusion.refiner_training_invert_schedule = two.diffusion.refiner_training_invert_schedule
+    one.validation = two.validation  # the second alone cannot draw from noise
+    one.sample.height, one.sample.width = two.sample.height, two.sample.width  # pictures are drawn at --resolution
     assert one == two
     assert (one.sample.timestep_spacing, one.sample.guidance_rescale) == ("trailing", 0.7)
 

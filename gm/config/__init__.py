@@ -24,8 +24,9 @@ def load(
     Args:
         arguments: without the program's name.
         defaults: a door's own defaults by dotted key, such as ``{"sample.sample_step": 20}``.
-        door: "train" (train.py) or "sample" (the sampling demo): whose settings are flags. With "sample", ``--seed``
-            and ``--save_path`` are those of section ``sample``. Dotted keys reach every section at every door.
+        door: "train" (train.py), "sample" (the sampling demo) or "eval" (tools/eval): whose settings are flags. But for
+            "train", ``--seed`` and ``--save_path`` are those of section ``sample``. Dotted keys reach every section at
+            every door.
         usage: what ``--help`` says first.
 
     Raises:
@@ -37,8 +38,8 @@ def load(
         print(help_text(door, usage))
         sys.exit(0)
     config, origins = resolve(line, defaults)
-    if door == "train":
-        complete(config, origins)
+    if door != "sample":
+        complete(config, origins, door)
     if line.print_config:
         print(resolved_text(config, origins))
         sys.exit(0)

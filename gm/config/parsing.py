@@ -94,6 +94,30 @@ def read_command_line(arguments: Sequence[str], door: str) -> CommandLine:
     return line
 
 
+def take_list(arguments: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """The values of a flag that takes several and is no setting (``--checkpoints a b c``), and the other arguments.
+
+    Raises:
+        UsageError: the flag has no value.
+    """
+    values: list[str] = []
+    rest: list[str] = []
+    taking = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, has_value, value = argument.partition("=")
+            taking = name == flag
+            if taking and has_value:
+                values.append(value)
+        if taking and not argument.startswith("--"):
+            values.append(argument)
+        elif not taking:
+            rest.append(argument)
+    if not values and any(argument.partition("=")[0] == flag for argument in arguments):
+        raise UsageError(f"{flag} needs at least one value")
+    return values, rest
+
+
 def flag_path(name: str, known: Mapping[str, str]) -> str:
     """The schema's path of a flag; ``--section.key`` is a flag too."""
     if name in known:

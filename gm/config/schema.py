@@ -111,8 +111,9 @@ SETTINGS: dict[str, Setting] = _settings()
 
 TRAIN_SECTIONS = ("", "model", "data", "cache", "diffusion", "optim", "train", "validation", "launch")
 SAMPLE_SECTIONS = ("", "model", "diffusion", "sample", "launch")
+EVAL_SECTIONS = ("", "model", "data", "cache", "diffusion", "validation", "launch", "sample")
 # Whose leaves are flags at a door: two sections share some names (seed, save_path). Dotted keys reach all of them.
-DOOR_SECTIONS = {"train": TRAIN_SECTIONS, "sample": SAMPLE_SECTIONS}
+DOOR_SECTIONS = {"train": TRAIN_SECTIONS, "sample": SAMPLE_SECTIONS, "eval": EVAL_SECTIONS}
 
 # How section sample is set at the door of training, as SimpleTuner and diffusers call these flags.
 VALIDATION_FLAGS: dict[str, str] = {

@@ -38,7 +38,7 @@ def memory_in_gigabytes(text: str) -> float:
     return float(match[1])
 
 
-def complete(config: Config, origins: dict[str, str]) -> None:
+def complete(config: Config, origins: dict[str, str], door: str = "train") -> None:
     """Settings that follow from others: the cache task encodes both parts unless told otherwise, and so on."""
     if config.task == "cache" and not {"cache.latent", "cache.text_embedding"} & set(origins):
         config.cache.latent = config.cache.text_embedding = True
@@ -47,7 +47,7 @@ def complete(config: Config, origins: dict[str, str]) -> None:
     if config.launch.param_fp16 and "launch.precision" not in origins:
         config.launch.precision = "fp16"
         origins["launch.precision"] = "--param_fp16"
-    if config.validation.infer_during_train:
+    if config.validation.draws or door == "eval":
         for side in ("sample.height", "sample.width"):
             if side not in origins:
                 setattr(config.sample, side.partition(".")[2], config.data.resolution)
@@ -82,6 +82,13 @@ def validate(config: Config, door: str = "train") -> None:
             raise UsageError(f"--task {config.task} is a task of train.py: here it is txt2img or img2img")
         if (config.task == "img2img") != bool(config.sample.img):
             raise UsageError("--task img2img and --img picture.png go together: give both or none")
+        return
+    if door == "eval":
+        if config.task != "train":
+            raise UsageError(f"--task {config.task} is no task of the evaluation tools: leave it out")
+        if not config.model.weight:
+            raise UsageError("nothing to evaluate: name a whole model with --weight")
+        _validate_eval_timesteps(config)
         return
     if config.task == "img2img":
         raise UsageError(
@@ -118,9 +125,10 @@ def _validate_cache(config: Config) -> None:
         raise UsageError(
             "--train_text_encoder changes the states that --cache_text_embedding keeps: leave one of them out"
         )
-    if config.train.text_encoders and config.validation.infer_during_train:
+    if config.train.text_encoders and config.validation.draws:
+        flag = "infer_during_train" if config.validation.infer_during_train else "validation_using_datasets"
         raise UsageError(
-            "--infer_during_train draws with the text encoders of --weight, which --train_text_encoder changes: "
+            f"--{flag} draws with the text encoders of --weight, which --train_text_encoder changes: "
             "leave one of them out"
         )
     if config.launch.data_sink and config.launch.multi_graph and not (latent or config.train.text_encoders):
@@ -133,14 +141,26 @@ def _validate_cache(config: Config) -> None:
 
 
 def _validate_validation(config: Config) -> None:
-    if config.validation.infer_during_train:
-        if not config.sample.prompt.strip():
-            raise UsageError(
-                '--infer_during_train has nothing to draw: --validation_prompt "your prompt", or a text file with one '
-                "prompt a line"
-            )
-        if not config.model.weight:
-            raise UsageError("--infer_during_train draws with the autoencoder of --weight: name a whole model")
+    validation = config.validation
+    if validation.infer_during_train and not config.sample.prompt.strip():
+        raise UsageError(
+            '--infer_during_train has nothing to draw: --validation_prompt "your prompt", or a text file with one '
+            "prompt a line"
+        )
+    if validation.draws and not config.model.weight:
+        flag = "infer_during_train" if validation.infer_during_train else "validation_using_datasets"
+        raise UsageError(f"--{flag} draws with the autoencoder of --weight: name a whole model")
+    for value, flag in ((validation.clip_weight, "clip_weight"), (validation.other_stage_weight, "other_stage_weight")):
+        if value and not validation.infer_during_train:
+            raise UsageError(f"--validation_{flag} does nothing without --infer_during_train and --validation_prompt")
+    if validation.other_stage_weight and not config.diffusion.refiner_training:
+        raise UsageError("--validation_other_stage_weight is for one of two experts: give --refiner_training too")
+    if validation.strength is not None and not validation.using_datasets:
+        raise UsageError("--validation_strength does nothing without --validation_using_datasets")
+    _validate_eval_timesteps(config)
+
+
+def _validate_eval_timesteps(config: Config) -> None:
     if config.validation.eval_timesteps > config.diffusion.num_train_timesteps:
         raise UsageError(
             f"--eval_timesteps {config.validation.eval_timesteps}: there are {config.diffusion.num_train_timesteps}"

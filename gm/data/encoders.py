@@ -132,7 +132,7 @@ class NetworkEncoders:
 
     def _weights_hash(self, what: str, prefixes: tuple[str, ...]) -> str:
         def compute(path: Path) -> str:
-            return _weights_hash(path, what, prefixes)
+            return weights_hash(path, what, prefixes)
 
         if self._weight.is_dir():  # a folder's times do not tell of changes inside the files
             return compute(self._weight)
@@ -141,8 +141,12 @@ class NetworkEncoders:
         return result
 
 
-def _weights_hash(path: Path, what: str, prefixes: tuple[str, ...]) -> str:
-    """Of names, shapes and float32 values of the tensors under ``prefixes``, whatever formats they are kept in."""
+def weights_hash(path: Path, what: str, prefixes: tuple[str, ...]) -> str:
+    """Of names, shapes and float32 values of the tensors under ``prefixes``, whatever formats they are kept in.
+
+    Raises:
+        SuiteError: there are none; ``what`` is missing.
+    """
     digest = hashlib.blake2b(digest_size=16)
     with open_weights(path) as weights:
         names = sorted(name for name in weights.names() if name.startswith(prefixes) and not name.endswith(UNUSED))

@@ -1,29 +1,37 @@
 """The evaluation loss of any checkpoint. What it is and how it is measured: ``gm.training.eval_loss``."""
 
-import copy
-from pathlib import Path
+from collections.abc import Sequence
 
 from gm.config import Config
 from gm.data.encoders import NetworkEncoders
 from gm.data.tokens import Tokenizers
-from gm.training.assemble import build_loss, load_unet
+from gm.evaluation.checkpoints import Checkpoint, Subject
+from gm.training.assemble import build_loss
 from gm.training.eval_loss import EvalLoss, Evaluation, grid, held_out
 
 
-def evaluate(config: Config, unet: str | Path | None = None) -> Evaluation:
-    """Measure ``config.model.weight`` on the pictures of ``config.validation.eval_data_path``.
+def eval_loss_of(config: Config, subject: Subject) -> EvalLoss:
+    """What measures the weights that ``subject`` holds, on the pictures of ``config.validation.eval_data_path``.
 
-    The result is comparable with what a training with the same settings logs.
+    The values are comparable with what a training with the same settings logs.
 
-    Args:
-        unet: a file to take the UNet from, such as a run's ``unet_N.ckpt``; the rest stays that of ``model.weight``.
+    Raises:
+        SuiteError: pictures that are missing or cannot be read.
+    """
+    batches = held_out(config, NetworkEncoders(config), Tokenizers.of(config.model))
+    return EvalLoss(build_loss(subject.architecture, subject.unet), batches, config.diffusion, grid(config))
+
+
+def evaluate(config: Config, checkpoints: Sequence[Checkpoint]) -> list[Evaluation]:
+    """Measure the UNet of each checkpoint; the rest is that of ``config.model.weight``.
 
     Raises:
         SuiteError: weights or pictures that are missing or do not fit.
     """
-    of_unet = copy.deepcopy(config)
-    of_unet.model.weight = str(unet or config.model.weight)
-    architecture, network = load_unet(of_unet)
-    tokenizers = Tokenizers.of(config.model)
-    batches = held_out(config, NetworkEncoders(config), tokenizers)
-    return EvalLoss(build_loss(architecture, network), batches, config.diffusion, grid(config)).measure()
+    subject = Subject(config)
+    loss = eval_loss_of(config, subject)
+    found = []
+    for checkpoint in checkpoints:
+        subject.hold(checkpoint.path)
+        found.append(loss.measure())
+    return found

@@ -1,18 +1,29 @@
-"""Pictures of a network that is being trained, always of the same prompts and seeds."""
+"""Pictures of a network that is being trained, always of the same prompts, pictures and seeds."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
 from gm.config import Config
+from gm.data import folder as data_folder
+from gm.data import transforms
 from gm.data.tokens import Tokenizers
+from gm.data.transforms import BadPictureError
+from gm.errors import SuiteError
+from gm.files import replacing
 from gm.models.unet import UNet
 from gm.sampling.networks import load_networks
-from gm.sampling.pipeline import Pipeline
-from gm.sampling.prompts import make_wishes, read_prompts
+from gm.sampling.output import CONTACT_SHEET, contact_sheet
+from gm.sampling.pipeline import Drawn, Pipeline, Request, Settings
+from gm.sampling.prompts import Wish, make_wishes, read_prompts
 from gm.sampling.run import batches_of, draw, schedule, settings
+
+DATASETS = "datasets"  # folder of what is drawn from training pictures
 
 
 class Preview:
-    """Draws what section ``sample`` of a configuration describes with a UNet as it is at that moment.
+    """Draws with a UNet as it is at that moment: what section ``sample`` describes, and training pictures anew.
 
     The UNet's parameters are those of the training and only read; all other networks are of ``model.weight``. The
     prompts are encoded now and the text encoders freed. Nothing is compiled twice: the later calls find the graphs of
@@ -23,19 +34,66 @@ class Preview:
     """
 
     def __init__(self, config: Config, unet: UNet):
-        sample = config.sample
         self._config = config
-        prompts = read_prompts(sample.prompt)
-        self._wishes = make_wishes(prompts, settings(config), sample.seed, sample.num_images, sample.negative_prompt)
-        tokenizers = Tokenizers.of(config.model)
+        self.wishes = _wishes(config) if config.validation.infer_during_train else []
+        self._anew = _anew(config) if config.validation.using_datasets else []
         networks = load_networks(config.model.weight, unet)
-        self._pipeline = Pipeline(networks, tokenizers, schedule(config.diffusion), config.diffusion.prediction_type)
-        groups, size = batches_of(self._wishes, sample.batch_size)
+        kind = config.diffusion.prediction_type
+        self._pipeline = Pipeline(networks, Tokenizers.of(config.model), schedule(config.diffusion), kind)
+        every = self.wishes + [wish for wish, _ in self._anew]
+        groups, size = batches_of(every, config.sample.batch_size)
         for chosen, _ in groups:
             self._pipeline.check(chosen)
-        self._pipeline.encode_texts([wish.request for wish in self._wishes], size)
+        self._pipeline.encode_texts([wish.request for wish in every], size)
         networks.forget_text_encoders()
 
-    def __call__(self, folder: Path) -> None:
-        """Draw into ``folder``: the pictures, a contact sheet and a manifest."""
-        draw(self._pipeline, self._wishes, self._config, folder, progress=False)
+    def __call__(self, folder: Path) -> list[Drawn]:
+        """Draw into ``folder``: pictures of the prompts with a contact sheet and a manifest; below it, in ``datasets``,
+        training pictures beside what was made of them. Returns the former, in the order of ``wishes``."""
+        drawn = []
+        if self.wishes:
+            drawn = draw(self._pipeline, self.wishes, self._config, folder, progress=False)
+        if self._anew:
+            self._draw_anew(folder / DATASETS)
+        return drawn
+
+    def _draw_anew(self, folder: Path) -> None:
+        pictures, labels = [], []
+        for index, (wish, picture) in enumerate(self._anew):
+            (drawn,) = self._pipeline.sample([wish.request], wish.settings, picture=picture)
+            pictures += [picture, drawn.picture]
+            labels += [wish.request.prompt, f"{wish.settings.strength:g} of it drawn anew"]
+            with replacing(folder / f"{index:03d}.png") as file:
+                drawn.picture.save(file, format="PNG")
+        with replacing(folder / CONTACT_SHEET) as file:
+            contact_sheet(pictures, labels, columns=2).save(file, format="PNG")
+
+
+def _wishes(config: Config) -> list[Wish]:
+    sample = config.sample
+    prompts = read_prompts(sample.prompt)
+    return make_wishes(prompts, settings(config), sample.seed, sample.num_images, sample.negative_prompt)
+
+
+def _anew(config: Config) -> list[tuple[Wish, Image.Image]]:
+    """Pictures of the training set, spread evenly over the folder and framed in the middle, with how to draw them.
+
+    Raises:
+        SuiteError: the folder has none, or one that cannot be read.
+    """
+    data, validation = config.data, config.validation
+    samples = data_folder.scan(data.path, data.missing_caption, data.on_bad_sample)
+    count = min(validation.num_eval_images, len(samples))
+    strength = validation.strength or config.diffusion.refiner_training_strength
+    chosen: Settings = replace(settings(config), strength=strength)
+    found = []
+    for index in range(count):
+        sample = samples[index * len(samples) // count]
+        try:
+            picture = transforms.load(sample.picture_path)
+        except BadPictureError as error:
+            raise SuiteError(f"picture {sample.id} cannot be used: {error}; mend or remove it") from None
+        framing = transforms.frame(sample.size, (chosen.height, chosen.width))
+        request = Request(sample.captions[0], config.sample.seed + index, config.sample.negative_prompt)
+        found.append((Wish(request, chosen), Image.fromarray(transforms.framed(picture, framing))))
+    return found

@@ -21,7 +21,7 @@ def train(config: Config, make_draw: MakeDraw | None = None) -> None:
     SIGINT and SIGTERM let the running step end, save, and return normally; ``--resume latest`` goes on from there.
 
     Args:
-        make_draw: gives what draws the pictures of ``infer_during_train``.
+        make_draw: gives what draws pictures on the way, and scores them.
 
     Raises:
         SuiteError: anything the user can mend; the last saved state is intact.
@@ -46,7 +46,7 @@ def train(config: Config, make_draw: MakeDraw | None = None) -> None:
                     # What the cache lacks is encoded now, by networks that are not kept while training reads the cache.
                     cached = config.cache.latent and config.cache.text_embedding
                     held_out = eval_loss.held_out(config, NetworkEncoders(config) if cached else encoders, tokenizers)
-            if config.validation.infer_during_train and make_draw is not None:
+            if config.validation.draws and make_draw is not None:
                 with timed("networks that draw"):
                     draw = make_draw(config, unet)
             folder.path.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,14 @@ GROUPS = {
     "perf": ("images_per_second", "tflops", "mfu", "memory_gb"),
     "time": ("seconds", "data_seconds", "compile_seconds", "save_seconds", "eval_seconds", "sample_seconds"),
     "eval": ("eval_loss",),
+    "clip": tuple(f"clip_{kind}_{name}" for kind in ("score", "cosine") for name in ("mean", "min", "max", "std")),
 }
 TAGS = {name: f"{group}/{name}" for group, names in GROUPS.items() for name in names}
+
+
+def tagged(values: Mapping[str, float]) -> dict[str, float]:
+    """Values under TensorBoard's tags."""
+    return {TAGS.get(name, f"train/{name}"): value for name, value in values.items()}
 
 
 class Metrics:
@@ -34,7 +40,7 @@ class Metrics:
         """One line for ``step``, ``values`` in the order given; None is for what is not a number."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         shown = {name: value for name, value in values.items() if value is not None}
-        self._board.add(step, {TAGS.get(name, f"train/{name}"): value for name, value in shown.items()})
+        self._board.add(step, tagged(shown))
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Values by tag, in TensorBoard only."""

@@ -66,16 +66,25 @@ def plot_loss(records: list[dict], path: str | Path, evaluations: list[dict] = (
     _save(figure, path)
 
 
-def plot_eval_loss(evaluations: list[dict], path: str | Path) -> None:
-    """The loss at each timestep, one line for each evaluation, the later the darker."""
+def plot_eval_loss(evaluations: list[dict], path: str | Path, labels: list[str] | None = None) -> None:
+    """The loss at each timestep, one line for each evaluation.
+
+    Of one run the later is the darker; ``labels`` name evaluations of different weights, which have colours of their
+    own.
+    """
     from matplotlib import colormaps
 
     figure = _figure(3.6)
     axes = figure.add_subplot()
-    shades = colormaps["Blues"](np.linspace(0.35, 1.0, len(evaluations)))
-    named = {round(index) for index in np.linspace(0, len(evaluations) - 1, min(LABELLED, len(evaluations)))}
+    if labels:
+        shades = [colormaps["tab10"](index % 10) for index in range(len(evaluations))]
+        named = set(range(len(evaluations)))
+    else:
+        labels = [f"step {record['step']}" for record in evaluations]
+        shades = colormaps["Blues"](np.linspace(0.35, 1.0, len(evaluations)))
+        named = {round(index) for index in np.linspace(0, len(evaluations) - 1, min(LABELLED, len(evaluations)))}
     for index, (record, shade) in enumerate(zip(evaluations, shades)):
-        label = f"step {record['step']}: mean {record['eval_loss']:.4f}" if index in named else None
+        label = f"{labels[index]}: mean {record['eval_loss']:.4f}" if index in named else None
         axes.plot(record["timesteps"], record["losses"], color=shade, linewidth=1.4, label=label)
     axes.set(xlabel="timestep", ylabel="evaluation loss")
     axes.set_ylim(bottom=0)

@@ -90,7 +90,7 @@ class Run:
             ):
                 self.recorder = Recorder(logged, self.watch, self.config.train.peak_tflops)
                 if not self.done:
-                    self.validation.look(0, logged.show)
+                    logged.show(0, metrics.tagged(self.validation.look(0, logged.show)))  # a line belongs to a step
                 while self.done < total and not self.interruption.requested:
                     self.one_step()
                     if checkpoint_due(self.config.train, self.done, self.samples):

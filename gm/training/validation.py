@@ -12,9 +12,10 @@ from gm.training.eval_loss import EvalLoss, Evaluation
 from gm.training.run_folder import RunFolder
 from gm.training.timing import Compilations
 
-# Sampling stands after training in the order of the rooms, so a run is handed what draws: made once of the network that
-# is trained, then called with the folder for the pictures of its present weights.
-Draw = Callable[[Path], None]
+# Sampling and evaluation stand after training in the order of the rooms, so a run is handed what draws: made once of
+# the network that is trained, then called with the folder for the pictures of its present weights. It returns values
+# for the metrics, such as scores of what it drew.
+Draw = Callable[[Path], dict[str, float]]
 MakeDraw = Callable[[Config, UNet], Draw]
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,11 @@ class Validation:
             self._note(step, evaluation, board)
         if draw:
             with self._watch("samples") as spent:
-                self._draw(self._folder.samples(step))
+                scores = self._draw(self._folder.samples(step))
                 self._compilations.book()
-            log.info("step %d: pictures drawn in %.1f s", step, spent())
-            found["sample_seconds"] = round(spent(), 4)
+            told = f", CLIP score {scores['clip_score_mean']:.2f}" if "clip_score_mean" in scores else ""
+            log.info("step %d: pictures drawn in %.1f s%s", step, spent(), told)
+            found |= {**scores, "sample_seconds": round(spent(), 4)}
         return found
 
     def _note(self, step: int, evaluation: Evaluation, board: Callable[[int, dict[str, float]], None]) -> None:

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gm.config import load
 from gm.data import cache
 from gm.errors import SuiteError
+
+DATA = ["--data_path", "pictures"]
 
 
 class Made:
@@ -46,6 +49,16 @@ def test_touch_nothing_and_nothing_is_made(build, caplog):
     assert build() == (10, 11)  # 9 different captions, one more of a picture with two, the empty one
     assert build() == (0, 0)
     assert "nothing to do" in caplog.text
+
+
+def test_the_second_of_two_experts_encodes_nothing(config, build):
+    recipes = [load(["--config", f"configs/training/ssd_1b_stage_{stage}.yaml", *DATA]) for stage in ("one", "two")]
+    made = []
+    for recipe in recipes:
+        config.diffusion, config.optim, config.train = recipe.diffusion, recipe.optim, recipe.train
+        made.append(build())
+    assert recipes[0].diffusion != recipes[1].diffusion
+    assert made == [(10, 11), (0, 0)]
 
 
 def test_what_comes_back_is_what_the_encoders_gave(config, build, encoders, tokenizers):

@@ -1,8 +1,11 @@
 """Pictures of a network in training: of its weights at that moment, always the same for the same weights."""
 
+from pathlib import Path
+
 import mindspore as ms
 import numpy as np
 import pytest
+from PIL import Image
 
 from gm.config import Config
 from gm.errors import SuiteError
@@ -16,6 +19,7 @@ from gm.weights.load import write_parameters
 def config(tiny_checkpoint):
     config = Config()
     config.model.weight, config.model.tokenizer = str(tiny_checkpoint), "demo/tiny/tokenizer"
+    config.validation.infer_during_train = True
     config.sample.prompt, config.sample.num_images, config.sample.batch_size = "a red circle", 2, 2
     config.sample.height = config.sample.width = 64
     config.sample.sample_step, config.sample.guidance_scale = 2, 1.0
@@ -57,3 +61,54 @@ def test_weights_without_an_autoencoder_are_refused_at_the_start(config, tmp_pat
     write_parameters(config.model.weight, unet)
     with pytest.raises(SuiteError, match="has no autoencoder"):
         Preview(config, unet)
+
+
+@pytest.fixture
+def datasets(config, fake_networks, monkeypatch, tmp_path):
+    """A second-stage expert in training on three pictures, with networks that are arithmetic; gives these."""
+
+    class Networks(fake_networks):
+        def forget_text_encoders(self):
+            """They are not needed again."""
+
+    networks = Networks()
+    monkeypatch.setattr("gm.sampling.preview.load_networks", lambda path, unet: networks)
+    for index in range(3):
+        path = tmp_path / "set" / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((64, 96, 3), 100 * index, np.uint8)).save(path)
+        path.with_suffix(".txt").write_text(f"{index}a\n{index}b\n")
+    config.data.path, config.validation.infer_during_train = str(path.parent), False
+    config.validation.using_datasets, config.validation.num_eval_images = True, 2
+    config.diffusion.prediction_type, config.diffusion.rescale_betas_zero_snr = "v_prediction", True
+    config.diffusion.refiner_training, config.diffusion.refiner_training_strength = True, 0.35
+    config.sample.timestep_spacing, config.sample.sample_step = "trailing", 20
+    return networks
+
+
+def test_training_pictures_are_drawn_anew_at_the_second_stages_timesteps(config, datasets, tmp_path):
+    draw = Preview(config, None)
+    assert draw(tmp_path / "out") == []
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "out" / "datasets").iterdir()}
+    assert set(drawn) == {"000.png", "001.png", "contact_sheet.png"}
+    assert datasets.timesteps == [349, 299, 249, 199, 149, 99, 49] * 2
+    assert all(condition[0].shape[0] == 1 for condition in datasets.conditions)
+    draw(tmp_path / "again")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again" / "datasets").iterdir()} == drawn
+
+
+def test_how_far_they_are_noised_may_be_said(config, datasets, tmp_path):
+    config.validation.strength = 0.1
+    Preview(config, None)(tmp_path / "out")
+    assert datasets.timesteps == [99, 49] * 2
+
+
+def test_a_training_picture_is_framed_as_in_training_and_spread_over_the_folder(config, datasets):
+    shown = [(wish.request.prompt, picture) for wish, picture in Preview(config, None)._anew]
+    assert [prompt for prompt, _ in shown] == ["0a", "1a"]
+    assert [picture.size for _, picture in shown] == [(64, 64)] * 2
+    config.validation.num_eval_images = 100
+    assert len(Preview(config, None)._anew) == 3
+    Path(config.data.path, "1.png").write_bytes(b"no picture")
+    with pytest.raises(SuiteError, match=r"1\.png"):
+        Preview(config, None)

@@ -158,6 +158,7 @@ def eventful(tmp_path_factory):
         vector = np.concatenate([batch["pooled"], np.zeros((2, 6 * 256), np.float32)], axis=1)
         inputs = (batch["noise"], batch["timesteps"], batch["context"], vector)
         drawn.append((folder.name, network(*map(Tensor, inputs)).asnumpy()))
+        return {"clip_score_mean": 20.0 + len(drawn)}
 
     held_out = [parts.batch_of(2, seed=-number - 1 & 0xFFFF) | {"weight": np.float32([1, number])} for number in (0, 1)]
     config = configuration(
@@ -198,6 +199,8 @@ def test_every_step_is_one_line_of_the_metrics(eventful):
     assert all(needed <= set(record) for record in records)
     assert [record["step"] for record in records if "compile_seconds" in record] == [1, 2, 3]
     assert [record["step"] for record in records if "eval_loss" in record] == [20, 40, 50]
+    scores = {record["step"]: record["clip_score_mean"] for record in records if "clip_score_mean" in record}
+    assert scores == {25: 22.0, 50: 23.0}
     # Steps between two fetches share their mean time; nothing else waits for the device.
     compiles, looks, logs = {1, 2, 3}, {20, 25, 40, 50}, set(range(7, 51, 7))
     saves = {step for step in range(1, 51) if checkpoint_due(run.config.train, step, samples=2)}
@@ -233,7 +236,7 @@ def test_looking_on_changes_nothing(uninterrupted, small_unet, make_batch, tmp_p
         network,
         make_batch,
         held_out=[make_batch(2, seed=99)],
-        draw=lambda folder: network(*inputs).asnumpy(),
+        draw=lambda folder: {"drawn": float(network(*inputs).asnumpy().sum())},
     )
     watched.go()
     assert_same_end(uninterrupted, watched.folder.path)

@@ -27,8 +27,9 @@ def make(tmp_path):
     drawn, shown = [], []
 
     def make(done: int = 0, evaluates: bool = True, draws: bool = True):
-        def draw(folder: Path) -> None:
+        def draw(folder: Path) -> dict[str, float]:
             drawn.append(folder)
+            return {"clip_score_mean": 25.0}
 
         eval_loss = FakeEvalLoss() if evaluates else None
         validation = Validation(
@@ -45,7 +46,7 @@ def test_before_the_first_at_every_interval_and_after_the_last_step(make, tmp_pa
     assert list(found) == [0, 3, 4, 6, 8, 9, 10]
     assert drawn == [tmp_path / "samples" / f"step_{step}" for step in (0, 4, 8, 10)]
     assert set(found[3]) == {"eval_loss", "eval_seconds"}
-    assert set(found[4]) == {"sample_seconds"}
+    assert set(found[4]) == {"clip_score_mean", "sample_seconds"}
     assert found[10]["eval_loss"] == 0.5
     assert shown[0] == (0, {"eval_timesteps/0999": 0.25, "eval_timesteps/0499": 0.75})
     records = metrics.read(tmp_path / "eval_loss.jsonl")

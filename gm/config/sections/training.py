@@ -179,3 +179,34 @@ class ValidationConfig:
     eval_timesteps: int = setting(
         28, "fixed timesteps each of them is evaluated at, from T - 1 down in equal parts", unit="timesteps", at_least=1
     )
+    using_datasets: bool = setting(
+        False,
+        "draw pictures of the training set anew from their captions, partly noised, at --infer_interval: shows what a "
+        "second-stage expert does to detail; --num_eval_images of them",
+        flag="validation_using_datasets",
+    )
+    strength: float | None = setting(
+        None,
+        "how far --validation_using_datasets noises them; default: --refiner_training_strength, which is all that a "
+        "second stage is trained on",
+        unit="0 to 1",
+        above=0,
+        at_most=1,
+        flag="validation_strength",
+    )
+    other_stage_weight: str = setting(
+        "",
+        "the other of two experts, a whole model or its UNet: --infer_during_train then draws with both of them too",
+        flag="validation_other_stage_weight",
+    )
+    clip_weight: str = setting(
+        "",
+        "a CLIP with both towers (a folder of the hub, such as openai/clip-vit-large-patch14's): scores what "
+        "--infer_during_train draws; empty: none",
+        flag="validation_clip_weight",
+    )
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn during training."""
+        return self.infer_during_train or self.using_datasets

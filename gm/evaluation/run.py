@@ -1,0 +1,65 @@
+"""The evaluation tools from their configuration on: the device made ready, then the work. See ``tools/eval``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gm.config import Config
+from gm.errors import UsageError
+from gm.files import write_json
+from gm.launch import start
+
+CURVES, RECORD = "eval_loss.png", "eval_loss.json"
+
+
+def eval_loss(config: Config, checkpoints: Sequence[str]) -> list[str]:
+    """Measure the evaluation loss of checkpoints, by default of ``model.weight``; their curves go into one picture.
+
+    The pictures are those of ``validation.eval_data_path``, else of ``data.path``. Returns what to print.
+
+    Raises:
+        SuiteError: one line naming the thing and the remedy.
+    """
+    config.validation.eval_data_path = config.validation.eval_data_path or config.data.path
+    if not config.validation.eval_data_path:
+        raise UsageError("nothing to evaluate on: name a folder of pictures and captions with --data_path")
+    _start(config)
+    from gm.evaluation.checkpoints import find
+    from gm.evaluation.eval_loss import evaluate
+    from gm.training.plots import plot_eval_loss
+
+    found = find(checkpoints or [config.model.weight])
+    records = [one.record(index) for index, one in enumerate(evaluate(config, found))]
+    folder = Path(config.sample.save_path)
+    plot_eval_loss(records, folder / CURVES, [checkpoint.label for checkpoint in found])
+    for record, checkpoint in zip(records, found):
+        del record["step"]
+        record |= {"label": checkpoint.label, "file": str(checkpoint.path)}
+    write_json(folder / RECORD, {"data_path": config.validation.eval_data_path, "checkpoints": records})
+    rows = [f"{record['eval_loss']:10.6f}  {record['label']}" for record in records]
+    return [f"{'eval loss':>10}  checkpoint", *rows, f"wrote {folder / CURVES} and {RECORD}"]
+
+
+def compare(config: Config, checkpoints: Sequence[str]) -> list[str]:
+    """Draw and score checkpoints side by side; returns what to print.
+
+    Raises:
+        SuiteError: one line naming the thing and the remedy.
+    """
+    if not checkpoints:
+        raise UsageError("nothing to compare: --checkpoints runs/my_run, or files, after --weight with the whole model")
+    if not config.sample.prompt.strip():
+        raise UsageError('nothing to draw: --prompt "your prompt", or a text file with one prompt a line')
+    _start(config)
+    from gm.evaluation import compare as comparison
+    from gm.evaluation.checkpoints import find
+
+    folder = Path(config.sample.save_path)
+    records = comparison.compare(config, find(checkpoints), folder)
+    return [comparison.table(records), f"wrote {folder / comparison.TABLE} with {comparison.GRID}"]
+
+
+def _start(config: Config) -> None:
+    device = start(config.launch)
+    from gm.models import attention  # imports MindSpore, which start() prepares
+
+    attention.choose(config.model.attention, device.target, config.launch.precision)

@@ -1,0 +1,38 @@
+"""Which checkpoints are meant, in which order and under which names; and what is no checkpoint to evaluate."""
+
+import pytest
+
+from gm.errors import SuiteError
+from gm.evaluation.checkpoints import find
+
+
+def test_a_runs_checkpoints_are_in_the_order_of_their_steps_averages_last(tmp_path):
+    weights = tmp_path / "run" / "weights"
+    weights.mkdir(parents=True)
+    for name in ("unet_1000.ckpt", "unet_ema_500.ckpt", "unet_500.ckpt", "unet_20.ckpt", ".unet_9.ckpt.12.tmp"):
+        (weights / name).touch()
+    found = find([tmp_path / "run"])
+    assert [checkpoint.label for checkpoint in found] == ["unet_20", "unet_500", "unet_1000", "unet_ema_500"]
+    assert found[0].path == weights / "unet_20.ckpt"
+
+
+def test_files_of_the_same_name_are_told_apart_and_nothing_is_taken_twice(tmp_path):
+    for run in ("a", "b"):
+        (tmp_path / run / "weights").mkdir(parents=True)
+        (tmp_path / run / "weights" / "unet_5.ckpt").touch()
+    (tmp_path / "whole.v1.safetensors").touch()
+    named = [
+        tmp_path / "a",
+        tmp_path / "b" / "weights" / "unet_5.ckpt",
+        tmp_path / "a",
+        tmp_path / "whole.v1.safetensors",
+    ]
+    assert [checkpoint.label for checkpoint in find(named)] == ["a/unet_5", "b/unet_5", "whole.v1"]
+
+
+def test_nothing_to_find_is_told(tmp_path):
+    with pytest.raises(SuiteError, match="no such checkpoint"):
+        find([tmp_path / "none"])
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    with pytest.raises(SuiteError, match=r"run has no weights/unet_N\.ckpt yet"):
+        find([tmp_path / "run"])
