@@ -43,6 +43,9 @@ def read(arguments: str):
         ("--edm_p_mean 0.1", ["--edm_p_mean 0.1", "--sigma_sampling edm"]),
         ("--param_fp16 True --precision bf16", ["--param_fp16", "--precision bf16"]),
         ("--relative_step", ["--relative_step", "--optimizer adafactor"]),
+        ("--validation_using_datasets", ["--validation_using_datasets draws", "--weight"]),
+        ("--validation_strength 0.2", ["--validation_strength", "without --validation_using_datasets"]),
+        ("--validation_clip_weight c", ["--validation_clip_weight", "--infer_during_train"]),
     ],
 )
 def test_contradictions_are_refused(arguments, named):
@@ -78,6 +81,15 @@ def test_pictures_during_training_are_of_the_trained_size_unless_told_otherwise(
     config = read("--infer_during_train --validation_prompt cat --weight w --resolution 512 sample.width=256")
     assert (config.sample.height, config.sample.width) == (512, 256)
     assert read("--resolution 512").sample.height == 1024
+
+
+def test_the_evaluation_tools_take_the_flags_of_drawing_and_of_data():
+    config = load(["--weight", "w", "--data_path", "d", "--resolution", "512", "--seed", "3"], door="eval")
+    assert (config.data.path, config.sample.seed, config.sample.height) == ("d", 3, 512)
+    with pytest.raises(UsageError, match="name a whole model with --weight"):
+        load([], door="eval")
+    with pytest.raises(UsageError, match="--task cache is no task of the evaluation tools"):
+        load(["--weight", "w", "--task", "cache"], door="eval")
 
 
 def test_the_flags_of_validation_set_how_pictures_are_drawn():
