@@ -91,7 +91,7 @@ def write(folder: Path, clip: CLIP) -> None:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/tiny_clip"))
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=250)
     options = parser.parse_args(arguments)
     ms.set_context(mode=ms.GRAPH_MODE)
     captions, pictures = draw(SEED)
