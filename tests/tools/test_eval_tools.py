@@ -7,9 +7,17 @@ from PIL import Image
 
 from gm.config.parsing import take_list
 from gm.errors import UsageError
+from gm.launch import Device
 
 CLIP_SCORE, EVAL_LOSS, COMPARE = (f"tools/eval/{name}.py" for name in ("clip_score", "eval_loss", "compare"))
 WEIGHT = ("--weight", "demo/tiny/tiny_sdxl.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch):
+    """The device of this process is ready; setting it up a second time is an error of MindSpore."""
+    monkeypatch.setattr("gm.launch.start", lambda launch: Device("CPU"))
+    monkeypatch.setattr("gm.evaluation.run.start", lambda launch: Device("CPU"))
 
 
 @pytest.mark.parametrize(
