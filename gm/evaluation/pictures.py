@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
-from gm.data import folder as data_folder
-from gm.data import transforms
+from gm.config.sections.data import DataConfig
+from gm.data import datasets, transforms
+from gm.data.sample import PictureFile, Sample
 from gm.data.transforms import BadPictureError
 from gm.errors import SuiteError, UsageError
 from gm.evaluation.clip_score import ClipScorer, ClipScores
@@ -17,17 +19,29 @@ from gm.sampling.prompts import parse_line, read_prompts
 CLIP_SCORES = "clip_score.json"
 
 
-def score_folder(scorer: ClipScorer, folder: Path, prompt: str = "") -> tuple[ClipScores, list[tuple[Path, str]]]:
+class Prompted(NamedTuple):
+    """A picture below a folder, and what it is meant to show."""
+
+    name: str
+    prompt: str
+    file: PictureFile
+
+
+def score_folder(scorer: ClipScorer, folder: Path, prompt: str = "") -> tuple[ClipScores, list[Prompted]]:
     """Score all pictures of a folder against the prompts that ``prompted`` finds; returns these too."""
     found = prompted(folder, prompt)
+    return scorer.score([_read(one) for one in found], [one.prompt for one in found]), found
+
+
+def _read(picture: Prompted) -> Image.Image:
     try:
-        pictures = [transforms.load(path) for path, _ in found]
+        with picture.file.open() as stream:
+            return transforms.load(stream)
     except BadPictureError as error:
-        raise SuiteError(f"a picture of {folder} cannot be used: {error}; mend or remove it") from None
-    return scorer.score(pictures, [text for _, text in found]), found
+        raise SuiteError(f"picture {picture.name} cannot be used: {error}; mend or remove it") from None
 
 
-def prompted(folder: Path, prompt: str = "") -> list[tuple[Path, str]]:
+def prompted(folder: Path, prompt: str = "") -> list[Prompted]:
     """The pictures of a folder, sorted by name, each with its prompt.
 
     ``prompt``: one for all of them, or a file with one a line, in the order of the pictures; with fewer lines each is
@@ -38,10 +52,10 @@ def prompted(folder: Path, prompt: str = "") -> list[tuple[Path, str]]:
         SuiteError: no pictures, or one without a prompt.
         UsageError: prompts that cannot be divided among the pictures.
     """
-    samples, problems = data_folder.inspect(folder, missing_caption="empty")
+    samples, problems = datasets.inspect(DataConfig(path=str(folder), missing_caption="empty", minimum_image_size=1))
     if problems:
         raise SuiteError(f"picture {problems[0].id} in {folder} cannot be used: {problems[0].reason}")
-    samples = [sample for sample in samples if sample.picture_path.name != CONTACT_SHEET]
+    samples = [sample for sample in samples if sample.id.rpartition("/")[2] != CONTACT_SHEET]
     if not samples:
         raise SuiteError(f"no pictures in {folder} but a contact sheet: name the folder they are in")
     if prompt:
@@ -51,21 +65,21 @@ def prompted(folder: Path, prompt: str = "") -> list[tuple[Path, str]]:
             raise UsageError(f"{len(lines)} prompts cannot be divided among the {len(samples)} pictures of {folder}")
         texts = [line for line in lines for _ in range(each)]
     else:
-        texts = [_written(sample.picture_path) or sample.captions[0] for sample in samples]
+        texts = [_written(sample) or sample.captions[0] for sample in samples]
         lacking = [sample.id for sample, text in zip(samples, texts) if not text]
         if lacking:
             raise SuiteError(
                 f"{len(lacking)} of {len(samples)} pictures in {folder} have neither a prompt inside nor a caption "
                 f"({lacking[0]}): give --prompt, a text file with one prompt a line"
             )
-    return [(sample.picture_path, text) for sample, text in zip(samples, texts)]
+    return [Prompted(sample.id, text, sample.picture) for sample, text in zip(samples, texts)]
 
 
-def _written(path: Path) -> str:
+def _written(sample: Sample) -> str:
     """The prompt in a PNG's text, "" without one."""
-    if path.suffix.lower() != ".png":
+    if not sample.id.lower().endswith(".png"):
         return ""
-    with Image.open(path) as picture:
+    with sample.picture.open() as stream, Image.open(stream) as picture:
         return str(picture.info.get("prompt", ""))
 
 

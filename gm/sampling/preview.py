@@ -6,8 +6,8 @@ from pathlib import Path
 from PIL import Image
 
 from gm.config import Config
-from gm.data import folder as data_folder
-from gm.data import transforms
+from gm.data import datasets, transforms
+from gm.data.sample import Sample
 from gm.data.tokens import Tokenizers
 from gm.data.transforms import BadPictureError
 from gm.errors import SuiteError
@@ -76,24 +76,29 @@ def _wishes(config: Config) -> list[Wish]:
 
 
 def _anew(config: Config) -> list[tuple[Wish, Image.Image]]:
-    """Pictures of the training set, spread evenly over the folder and framed in the middle, with how to draw them.
+    """Pictures of each training set, spread evenly over it and framed in the middle, with how to draw them.
 
     Raises:
-        SuiteError: the folder has none, or one that cannot be read.
+        SuiteError: there are none, or one cannot be read.
     """
-    data, validation = config.data, config.validation
-    samples = data_folder.scan(data.path, data.missing_caption, data.on_bad_sample)
-    count = min(validation.num_eval_images, len(samples))
-    strength = validation.strength or config.diffusion.refiner_training_strength
+    strength = config.validation.strength or config.diffusion.refiner_training_strength
     chosen: Settings = replace(settings(config), strength=strength)
-    found = []
-    for index in range(count):
-        sample = samples[index * len(samples) // count]
-        try:
-            picture = transforms.load(sample.picture_path)
-        except BadPictureError as error:
-            raise SuiteError(f"picture {sample.id} cannot be used: {error}; mend or remove it") from None
-        framing = transforms.frame(sample.size, (chosen.height, chosen.width))
-        request = Request(sample.captions[0], config.sample.seed + index, config.sample.negative_prompt)
-        found.append((Wish(request, chosen), Image.fromarray(transforms.framed(picture, framing))))
+    every: dict[int, list[Sample]] = {}
+    for sample in datasets.scan(config.data):
+        every.setdefault(sample.dataset, []).append(sample)
+    found: list[tuple[Wish, Image.Image]] = []
+    for samples in every.values():
+        count = min(config.validation.num_eval_images, len(samples))
+        for sample in (samples[index * len(samples) // count] for index in range(count)):
+            request = Request(sample.captions[0], config.sample.seed + len(found), config.sample.negative_prompt)
+            found.append((Wish(request, chosen), _framed(sample, chosen)))
     return found
+
+
+def _framed(sample: Sample, chosen: Settings) -> Image.Image:
+    framing = transforms.frame(sample.size, (chosen.height, chosen.width))
+    try:
+        with sample.picture.open() as stream:
+            return Image.fromarray(transforms.framed(transforms.load(stream), framing))
+    except BadPictureError as error:
+        raise SuiteError(f"picture {sample.id} cannot be used: {error}; mend or remove it") from None

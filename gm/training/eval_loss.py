@@ -133,7 +133,8 @@ def held_out(config: Config, encoders: Encoders, tokenizers: Tokenizers) -> list
     """
     fixed = copy.deepcopy(config)
     data = fixed.data
-    data.path, data.shuffle, data.drop_last = config.validation.eval_data_path, False, False
+    data.path, data.datasets = config.validation.eval_data_path, ()
+    data.shuffle = data.drop_last = False
     data.crop, data.random_flip, data.caption_dropout = "center", False, 0.0
     fixed.launch.multi_graph = True  # encoded once, unless the text encoders change
     fixed.cache.variants, fixed.train.seed, fixed.optim.gradient_accumulation_steps = 1, SEED, 1

@@ -13,7 +13,7 @@ from gm.evaluation.pictures import prompted, table, write_scores
 
 
 def prompts(folder, prompt=""):
-    return [(path.name, text) for path, text in prompted(folder, prompt)]
+    return [(one.name, one.prompt) for one in prompted(folder, prompt)]
 
 
 def test_captions_are_read_as_training_reads_them_but_what_the_sampler_wrote_goes_first(pictures):

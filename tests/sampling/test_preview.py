@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from gm.config import Config
+from gm.config.sections.data import DatasetConfig
 from gm.errors import SuiteError
 from gm.models.architecture import TINY_SDXL
 from gm.models.build import build_unet
@@ -109,6 +110,9 @@ def test_a_training_picture_is_framed_as_in_training_and_spread_over_the_folder(
     assert [picture.size for _, picture in shown] == [(64, 64)] * 2
     config.validation.num_eval_images = 100
     assert len(Preview(config, None)._anew) == 3
+    config.data.datasets = (DatasetConfig(path=config.data.path), DatasetConfig(path=config.data.path, repeats=2.0))
+    config.validation.num_eval_images = 1  # of each
+    assert [wish.request.seed for wish, _ in Preview(config, None)._anew] == [42, 43]
     Path(config.data.path, "1.png").write_bytes(b"no picture")
     with pytest.raises(SuiteError, match=r"1\.png"):
         Preview(config, None)

@@ -6,6 +6,7 @@ import pytest
 from mindspore import Tensor, nn
 
 from gm.config import Config
+from gm.config.sections.data import DatasetConfig
 from gm.data.encoders import Encoders
 from gm.diffusion import schedule
 from gm.errors import UsageError
@@ -118,6 +119,7 @@ def test_nothing_of_a_training_changes_it(loss, config):
     data, diffusion = config.data, config.diffusion
     config.train.seed, config.optim.gradient_accumulation_steps = 7, 3
     data.random_flip, data.caption_dropout, data.crop, data.shuffle = True, 1.0, "random", True
+    data.datasets = (DatasetConfig(path="trained on"),)
     diffusion.snr_gamma, diffusion.noise_offset, diffusion.input_perturbation = 5.0, 0.1, 0.1
     diffusion.timestep_bias_strategy, diffusion.timestep_bias_multiplier = "later", 2.0
     diffusion.loss_type, diffusion.sigma_sampling = "huber", "edm"

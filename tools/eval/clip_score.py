@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     folder = Path(values.data_path)
     scorer = ClipScorer.load(values.weight, values.tokenizer, max(1, values.batch_size))
     scores, found = pictures.score_folder(scorer, folder, values.prompt)
-    names, prompts = [str(path.relative_to(folder)) for path, _ in found], [text for _, text in found]
+    names, prompts = [one.name for one in found], [one.prompt for one in found]
     print("\n".join(pictures.table(scores, names, prompts)))
     target = Path(values.save_path or folder / pictures.CLIP_SCORES)
     pictures.write_scores(target, scores, names, prompts, values.weight)
