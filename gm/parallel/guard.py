@@ -160,6 +160,9 @@ class Guard:
         if now - self.pulse > PULSE:
             self.pulse = now
             self.hub.send({"alive": 1})
+        if os.getppid() != self.parent and not self.closed:
+            self._from_main(None)  # its children may still hold its end of the line
+            return
         if _state(self.parent) not in ("T", "t"):
             self.running = now
         if now - self.hub_heard > silence:

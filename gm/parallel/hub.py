@@ -16,6 +16,7 @@ from gm.parallel.wire import Message, Wire
 PULSE = 1.0  # seconds between signs of life
 PAUSED = 5.0  # a gap this long between two looks means that this process itself was stopped
 FAREWELL = 10  # times the silence: how long a rank may work on when another one has said goodbye
+BEHIND = 30  # times the silence: how long the others may wait for a rank that draws, saves or hangs
 
 
 class Hub(threading.Thread):
@@ -35,15 +36,17 @@ class Hub(threading.Thread):
         self.roster: dict[int, Message] = {}
         self.heard_of: dict[int, float] = {}
         self.turns: dict[int, tuple[str, dict[int, object]]] = {}  # name and values, for every gathering
-        self.steps: dict[int, int] = {}
+        self.steps: dict[int, int] = {}  # begun by each rank
+        self.behind: dict[int, float] = {}  # ranks that are not at the furthest step, and since when
+        self.ends: dict[int, int] = {}  # steps begun when all were asked to end
         self.left: set[int] = set()
         self.holding = self.stopped = False
+        self.begun = self.now = self.pulse = time.monotonic()
+        self.first_farewell: float | None = None
 
     def run(self) -> None:
         self.listener.setblocking(False)
         self.selector.register(self.listener, selectors.EVENT_READ)
-        self.begun = self.now = self.pulse = time.monotonic()
-        self.first_farewell: float | None = None
         while not (len(self.left) == self.size or (self.stopped and not self.ranks)):
             for key, _ in self.selector.select(PULSE / 4):
                 if key.fileobj is self.listener:
@@ -104,9 +107,11 @@ class Hub(threading.Thread):
             self.holding = True
             self._tell_all({"hold": f"rank {rank}: {message['end']}"})
         elif "at" in message:
-            self.steps[rank] = message["at"]
-            if len(self.steps) == self.size:
-                self._tell_all({"end_at": max(self.steps.values())})
+            self.ends[rank] = message["at"]
+            if len(self.ends) == self.size:
+                self._tell_all({"end_at": max(self.ends.values())})
+        elif "step" in message:
+            self._follow(rank, message["step"])
         elif "bye" in message:
             self.left.add(rank)
             self.first_farewell = self.first_farewell or self.now
@@ -122,10 +127,19 @@ class Hub(threading.Thread):
             self._tell_all({"heard": [values[rank] for rank in range(self.size)], "turn": turn})
             del self.turns[turn]
 
+    def _follow(self, rank: int, step: int) -> None:
+        self.steps[rank] = step
+        self.behind.pop(rank, None)
+        furthest = max(self.steps.values())
+        for other in self.steps:
+            if self.steps[other] < furthest:
+                self.behind.setdefault(other, self.now)
+
     def _look(self, now: float) -> None:
         """What follows from the time that has passed."""
         if now - self.now > PAUSED:  # nobody could have been heard meanwhile
             self.heard_of = dict.fromkeys(self.heard_of, now)
+            self.behind = dict.fromkeys(self.behind, now)
         self.now = now
         if self.stopped:
             return
@@ -139,11 +153,14 @@ class Hub(threading.Thread):
         for rank in set(self.ranks) - self.left:
             if now - self.heard_of[rank] > self.silence:
                 self._give_up(f"{self._who(rank)} was lost: not a sign of life for {self.silence:g} s")
-        if self.first_farewell and now - self.first_farewell > FAREWELL * self.silence:
+        patience = BEHIND * self.silence
+        for rank in [rank for rank, since in self.behind.items() if now - since > patience]:
+            others = f"the others began step {max(self.steps.values())} {patience:g} s ago, and it has not"
+            self._give_up(f"{self._who(rank)} hangs: {others}")
+        patience = FAREWELL * self.silence
+        if self.first_farewell and now - self.first_farewell > patience:
             busy = min(set(range(self.size)) - self.left)
-            self._give_up(
-                f"{self._who(busy)} is still at work {FAREWELL * self.silence:g} s after another rank has ended"
-            )
+            self._give_up(f"{self._who(busy)} is still at work {patience:g} s after another rank has ended")
 
     def _give_up(self, line: str) -> None:
         if not self.stopped:

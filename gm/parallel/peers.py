@@ -112,7 +112,8 @@ class Peers:
             if self._end_at is not None and step > self._end_at:
                 return False
             self._taken = step
-            return True
+        self._wire.send({"step": step})
+        return True
 
     def request_end(self, reason: str) -> None:
         """Let all ranks end after the same step; safe in a signal handler."""
