@@ -45,8 +45,8 @@ def facts(config: Config) -> dict[str, str]:
         found[path] = str(value)
     found["the program"] = _program()
     found["the weights"] = _content(config.model.weight)
-    for name, path in (("the data", config.data.path), ("the held-out data", config.validation.eval_data_path)):
-        found[name] = _listing(path)
+    found["the data"] = _listing(config.data.path, *(dataset.path for dataset in config.data.datasets))
+    found["the held-out data"] = _listing(config.validation.eval_data_path)
     for name, path in (("tokenizer", config.model.tokenizer), ("tokenizer_2", config.model.tokenizer_2)):
         found[name] = _content(path) if path and Path(path).exists() else str(path)
     return found
@@ -71,22 +71,23 @@ def _content(path: str) -> str:
     return f"{total} bytes, {digest.hexdigest()}" if files else "not there"
 
 
-def _listing(path: str) -> str:
-    """How many files a folder has, and a hash of their names and sizes."""
-    if not path:
-        return "none"
+def _listing(*paths: str) -> str:
+    """How many files there are in folders, or beside the tar shards that a pattern names, and a hash of their names
+    and sizes."""
     digest, count = hashlib.blake2b(digest_size=6), 0
-    for folder, folders, files in os.walk(path):
-        folders.sort()
-        for name in sorted(files):
-            file = Path(folder, name)
-            try:
-                size = file.stat().st_size
-            except OSError:
-                size = -1
-            digest.update(f"{file.relative_to(path)}\0{size}\0".encode(errors="surrogateescape"))
-            count += 1
-    return f"{count} files, {digest.hexdigest()}"
+    for path in filter(None, paths):
+        root = Path(path) if Path(path).is_dir() else Path(path).parent
+        for folder, folders, files in os.walk(root):
+            folders.sort()
+            for name in sorted(files):
+                file = Path(folder, name)
+                try:
+                    size = file.stat().st_size
+                except OSError:
+                    size = -1
+                digest.update(f"{file.relative_to(root)}\0{size}\0".encode(errors="surrogateescape"))
+                count += 1
+    return f"{count} files, {digest.hexdigest()}" if any(paths) else "none"
 
 
 def _program() -> str:

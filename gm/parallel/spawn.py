@@ -36,7 +36,7 @@ class Job:
     table_path: Path
     start: int
     end: int
-    data_path: Path
+    data_path: str
     flags: list[str] = field(default_factory=list)
 
 
@@ -65,10 +65,9 @@ def read_arguments(arguments: Sequence[str]) -> Job:
         raise UsageError(
             f"ranks {start} to {end - 1} are on servers {' and '.join(sorted(servers))}: start on each server its own"
         )
-    data_path = Path(places[4])
-    if not data_path.is_dir():
-        raise SuiteError(f"no folder of pictures at {data_path}: the fifth argument is DATASET_PATH")
-    return Job(table, Path(places[0]).resolve(), start, end, data_path, list(arguments[flags:]))
+    if not (Path(places[4]).exists() or "{" in places[4]):  # tar shards: shards/{000..012}.tar
+        raise SuiteError(f"no folder of pictures at {places[4]}: the fifth argument is DATASET_PATH")
+    return Job(table, Path(places[0]).resolve(), start, end, places[4], list(arguments[flags:]))
 
 
 def _number(name: str, text: str) -> int:
@@ -101,7 +100,7 @@ class Ranks:
         self.job, self.logs = job, logs
         self.signals = 0
         self.processes: dict[int, subprocess.Popen] = {}
-        whole = [sys.executable, *command, "--data_path", str(job.data_path), *job.flags]
+        whole = [sys.executable, *command, "--data_path", job.data_path, *job.flags]
         port = None
         if len(job.table.servers) == 1 and "MS_SCHED_PORT" not in os.environ:
             port = _free_port()  # jobs side by side need not share one

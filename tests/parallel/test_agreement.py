@@ -108,6 +108,14 @@ def test_a_picture_more_or_longer_counts(place):
     assert differences(config(place), config(place, data="elsewhere")) == {"the data"}
 
 
+def test_a_tar_shard_that_is_longer_counts(place):
+    for name in ("one", "other"):
+        (place / name).mkdir()
+        for number in (0, 1):
+            (place / name / f"{number}.tar").write_bytes(bytes(10 + number * (name == "other")))
+    assert differences(*(config(place, data=f"{name}/{{0..1}}.tar") for name in ("one", "other"))) == {"the data"}
+
+
 @pytest.mark.parametrize("change", ["longer", "another"])
 def test_other_weights_count(place, change):
     content = (place / "unet.ckpt").read_bytes()
