@@ -82,6 +82,7 @@ def validate(config: Config, door: str = "train") -> None:
             raise UsageError(f"--task {config.task} is a task of train.py: here it is txt2img or img2img")
         if (config.task == "img2img") != bool(config.sample.img):
             raise UsageError("--task img2img and --img picture.png go together: give both or none")
+        _validate_stages(config)
         return
     if door == "eval":
         if config.task != "train":
@@ -114,6 +115,38 @@ def _validate_data(config: Config) -> None:
             raise UsageError(f"entry {number} of data.datasets has both repeats and a weight: give one of them")
     if len({dataset.weight is None for dataset in data.datasets}) > 1:
         raise UsageError("data.datasets gives weights to some of its entries only: give one to each, or repeats")
+
+
+def _validate_stages(config: Config) -> None:
+    sample = config.sample
+    start, end = sample.denoising_start, sample.denoising_end
+    if sample.stage2_weight:
+        if end is None:
+            raise UsageError(
+                "--stage2_weight needs --denoising_end, the share of the schedule that the first stage has: 0.65 for "
+                "experts trained with --refiner_training_strength 0.35, 0.8 for the SDXL refiner"
+            )
+        kind = sample.stage2_prediction_type or config.diffusion.prediction_type
+        zero_snr = sample.stage2_rescale_betas_zero_snr
+        if kind == "epsilon" and (config.diffusion.rescale_betas_zero_snr if zero_snr is None else zero_snr):
+            raise UsageError(
+                "a second stage that predicts epsilon was not trained with zero terminal SNR: give "
+                "--stage2_rescale_betas_zero_snr False, or --stage2_prediction_type v_prediction"
+            )
+    else:
+        for name in ("stage2_prediction_type", "stage2_rescale_betas_zero_snr"):
+            if getattr(sample, name) is not None:
+                raise UsageError(f"--{name} does nothing without --stage2_weight")
+    if start is not None:
+        if sample.img:
+            raise UsageError("--denoising_start goes on with latents, not with --img: use --strength")
+        if not sample.init_latent_path:
+            raise UsageError(
+                "--denoising_start goes on with latents that are partly drawn: name them with --init_latent_path, as "
+                "--denoising_end and --save_latent left them"
+            )
+        if end is not None and start >= end:
+            raise UsageError(f"--denoising_start {start} must be below --denoising_end {end}")
 
 
 def _validate_cache(config: Config) -> None:

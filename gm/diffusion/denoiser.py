@@ -12,11 +12,25 @@ Model = Callable[[np.ndarray, float], np.ndarray]
 Noise = Callable[[], np.ndarray]
 Callback = Callable[[int, np.ndarray], None]
 Denoise = Callable[[np.ndarray, float, float], np.ndarray]
+# What the network predicts: "epsilon", "v_prediction" or "sample", or which of them at a timestep, where two networks
+# that were trained differently share the steps.
+Predicts = str | Callable[[float], str]
 
 
 def initial_latents(noise: np.ndarray, steps: Steps) -> np.ndarray:
     """Unit-variance ``noise`` (B, C, h, w) at the scale the first step expects."""
     return noise.astype(np.float32) * steps.initial_scale
+
+
+def predicted_at(prediction_type: Predicts, timestep: float) -> str:
+    """What the network predicts at this timestep."""
+    return prediction_type if isinstance(prediction_type, str) else prediction_type(timestep)
+
+
+def check_steps(prediction_type: Predicts, steps: Steps) -> None:
+    """Raises ValueError where the network would predict epsilon of pure noise, or something unknown."""
+    for timestep, abar, _ in steps:
+        check_prediction_type(predicted_at(prediction_type, timestep), np.float64(abar))
 
 
 def to_denoised(prediction: np.ndarray, x: np.ndarray, abar: float, prediction_type: str) -> np.ndarray:
@@ -39,13 +53,15 @@ def unit_scale(sigma: float) -> float:
     return 1.0 / math.sqrt(sigma**2 + 1.0)
 
 
-def denoiser(model: Model, prediction_type: str) -> Denoise:
+def denoiser(model: Model, prediction_type: Predicts) -> Denoise:
     """``denoise(x, sigma, timestep)`` for x = x_0 + sigma noise."""
-    check_prediction_type(prediction_type)
+    if isinstance(prediction_type, str):
+        check_prediction_type(prediction_type)
 
     def denoise(x: np.ndarray, sigma: float, timestep: float) -> np.ndarray:
         scaled = x * unit_scale(sigma)
-        return to_denoised(model(scaled, timestep), scaled, 1.0 / (sigma**2 + 1.0), prediction_type)
+        predicts = predicted_at(prediction_type, timestep)
+        return to_denoised(model(scaled, timestep), scaled, 1.0 / (sigma**2 + 1.0), predicts)
 
     return denoise
 

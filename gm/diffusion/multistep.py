@@ -1,13 +1,14 @@
 """Samplers that remember: each step uses what the network said in the steps before; ``samplers`` says how to call them.
 
-A run that is cut and goes on in another call begins its memory anew, as in diffusers.
+A run that is cut and goes on in another call begins its memory anew. Two networks that share the steps of one call
+share its memory, too.
 """
 
 import math
 
 import numpy as np
 
-from gm.diffusion.denoiser import Callback, Model, Noise, begin, denoiser, end, sigma_of, tell
+from gm.diffusion.denoiser import Callback, Model, Noise, Predicts, begin, denoiser, end, sigma_of, tell
 from gm.diffusion.steps import Steps
 
 
@@ -15,7 +16,7 @@ def sample_dpmpp_2m(
     model: Model,
     x: np.ndarray,
     steps: Steps,
-    prediction_type: str = "epsilon",
+    prediction_type: Predicts = "epsilon",
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> np.ndarray:
@@ -41,7 +42,7 @@ def sample_unipc(
     model: Model,
     x: np.ndarray,
     steps: Steps,
-    prediction_type: str = "epsilon",
+    prediction_type: Predicts = "epsilon",
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> np.ndarray:
@@ -99,7 +100,7 @@ def sample_lms(
     model: Model,
     x: np.ndarray,
     steps: Steps,
-    prediction_type: str = "epsilon",
+    prediction_type: Predicts = "epsilon",
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 - ``model(x, timestep) -> prediction``: x (B, C, h, w) float32 at unit scale, x = sqrt(abar) x_0 + sqrt(1 - abar) noise.
 - ``x``: where to start, at the same scale and the noise level of the first step (``initial_latents``, ``add_noise``).
+- ``prediction_type``: what the model predicts, or a function that says it for each timestep.
 - ``steps``: from ``inference_steps`` with the sampler's ``grid``, or a slice of them; what is returned is at the noise
   level after the last step, again at unit scale, so a run can be cut anywhere and go on in another call.
 - ``noise() -> (B, C, h, w)``: fresh unit noise, for the samplers that are ``stochastic``.
@@ -18,9 +19,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gm.diffusion.denoiser import Callback, Model, Noise, begin, denoiser, end, sigma_of, tell, to_denoised
+from gm.diffusion.denoiser import (
+    Callback,
+    Model,
+    Noise,
+    Predicts,
+    begin,
+    check_steps,
+    denoiser,
+    end,
+    predicted_at,
+    sigma_of,
+    tell,
+    to_denoised,
+)
 from gm.diffusion.multistep import sample_dpmpp_2m, sample_lms, sample_unipc
-from gm.diffusion.objective import check_prediction_type
 from gm.diffusion.steps import Steps, sigma_to_timestep
 
 # The boundary condition of a consistency model: at timestep 0 it must return its input (Luo et al. 2023, section 4.1).
@@ -31,7 +44,7 @@ def sample_euler(
     model: Model,
     x: np.ndarray,
     steps: Steps,
-    prediction_type: str = "epsilon",
+    prediction_type: Predicts = "epsilon",
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> np.ndarray:
@@ -57,7 +70,7 @@ def sample_euler_ancestral(
     model: Model,
     x: np.ndarray,
     steps: Steps,
-    prediction_type: str = "epsilon",
+    prediction_type: Predicts = "epsilon",
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> np.ndarray:
@@ -80,7 +93,7 @@ def sample_heun(
     model: Model,
     x: np.ndarray,
     steps: Steps,
-    prediction_type: str = "epsilon",
+    prediction_type: Predicts = "epsilon",
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> np.ndarray:
@@ -92,10 +105,10 @@ def sample_heun(
         denoised = denoise(x, sigma, timestep)
         d = (x - denoised) / sigma
         ahead = x + d * (next_sigma - sigma)
-        if next_sigma > 0:
-            following = float(sigma_to_timestep(next_sigma, steps.train_alphas_cumprod))
-            if index + 1 < len(steps):
-                following = float(steps.timesteps[index + 1])
+        following = float(sigma_to_timestep(next_sigma, steps.train_alphas_cumprod))
+        if index + 1 < len(steps):
+            following = float(steps.timesteps[index + 1])
+        if next_sigma > 0 and following >= steps.lowest:
             d = (d + (ahead - denoise(ahead, next_sigma, following)) / next_sigma) / 2
             ahead = x + d * (next_sigma - sigma)
         x = ahead
@@ -107,15 +120,15 @@ def sample_ddim(
     model: Model,
     x: np.ndarray,
     steps: Steps,
-    prediction_type: str = "epsilon",
+    prediction_type: Predicts = "epsilon",
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> np.ndarray:
     """DDIM, eta = 0: Song et al. 2020 (arXiv 2010.02502), eq. 12. Works at abar = 0 unless epsilon is predicted."""
-    check_prediction_type(prediction_type, steps.alphas_cumprod)
+    check_steps(prediction_type, steps)
     x = x.astype(np.float32)
     for index, (timestep, abar, next_abar) in enumerate(steps):
-        denoised = to_denoised(model(x, timestep), x, abar, prediction_type)
+        denoised = to_denoised(model(x, timestep), x, abar, predicted_at(prediction_type, timestep))
         epsilon = (x - math.sqrt(abar) * denoised) / math.sqrt(1.0 - abar)
         x = math.sqrt(next_abar) * denoised + math.sqrt(1.0 - next_abar) * epsilon
         tell(callback, index, denoised)
@@ -126,15 +139,15 @@ def sample_ddpm(
     model: Model,
     x: np.ndarray,
     steps: Steps,
-    prediction_type: str = "epsilon",
+    prediction_type: Predicts = "epsilon",
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> np.ndarray:
     """Ancestral sampling from the posterior: Ho et al. 2020 (arXiv 2006.11239), eq. 7, with its smaller variance."""
-    check_prediction_type(prediction_type, steps.alphas_cumprod)
+    check_steps(prediction_type, steps)
     x = x.astype(np.float32)
     for index, (timestep, abar, next_abar) in enumerate(steps):
-        denoised = to_denoised(model(x, timestep), x, abar, prediction_type)
+        denoised = to_denoised(model(x, timestep), x, abar, predicted_at(prediction_type, timestep))
         alpha = abar / next_abar
         variance = (1.0 - next_abar) / (1.0 - abar) * (1.0 - alpha)
         x = (
@@ -151,7 +164,7 @@ def sample_dpmpp_2s_ancestral(
     model: Model,
     x: np.ndarray,
     steps: Steps,
-    prediction_type: str = "epsilon",
+    prediction_type: Predicts = "epsilon",
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> np.ndarray:
@@ -170,9 +183,12 @@ def sample_dpmpp_2s_ancestral(
         else:
             h = math.log(sigma / down)
             middle = math.sqrt(sigma * down)
-            halfway = (middle / sigma) * x - math.expm1(-h / 2) * denoised
             between = float(sigma_to_timestep(middle, steps.train_alphas_cumprod))
-            x = (down / sigma) * x - math.expm1(-h) * denoise(halfway, middle, between)
+            aim = denoised
+            if between >= steps.lowest:
+                halfway = (middle / sigma) * x - math.expm1(-h / 2) * denoised
+                aim = denoise(halfway, middle, between)
+            x = (down / sigma) * x - math.expm1(-h) * aim
         if up > 0:
             x = x + noise() * up
         tell(callback, index, denoised)
@@ -183,18 +199,18 @@ def sample_lcm(
     model: Model,
     x: np.ndarray,
     steps: Steps,
-    prediction_type: str = "epsilon",
+    prediction_type: Predicts = "epsilon",
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> np.ndarray:
     """Multistep consistency sampling: Luo et al. 2023 (arXiv 2310.04378), Algorithm 3, for a distilled model."""
-    check_prediction_type(prediction_type, steps.alphas_cumprod)
+    check_steps(prediction_type, steps)
     x = x.astype(np.float32)
     for index, (timestep, abar, next_abar) in enumerate(steps):
         scaled = CONSISTENCY_TIMESTEP_SCALE * timestep
         skip = CONSISTENCY_SIGMA_DATA**2 / (scaled**2 + CONSISTENCY_SIGMA_DATA**2)
         out = scaled / math.sqrt(scaled**2 + CONSISTENCY_SIGMA_DATA**2)
-        denoised = out * to_denoised(model(x, timestep), x, abar, prediction_type) + skip * x
+        denoised = out * to_denoised(model(x, timestep), x, abar, predicted_at(prediction_type, timestep)) + skip * x
         x = denoised
         if next_abar < 1:
             x = math.sqrt(next_abar) * denoised + math.sqrt(1.0 - next_abar) * noise()

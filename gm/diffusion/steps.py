@@ -23,7 +23,8 @@ class Steps:
     """``n`` steps; iterating gives ``(timestep, abar, next_abar)`` of each, slicing a part of the run.
 
     ``timesteps``, ``alphas_cumprod`` and ``next_alphas_cumprod`` are (n,) float64, in order of sampling;
-    ``train_alphas_cumprod`` (T,) is the schedule they were taken from.
+    ``train_alphas_cumprod`` (T,) is the schedule they were taken from. Below ``lowest`` the network is not asked: a
+    second-order step that would need it there stays of first order.
     """
 
     timesteps: np.ndarray
@@ -31,6 +32,7 @@ class Steps:
     next_alphas_cumprod: np.ndarray
     train_alphas_cumprod: np.ndarray
     initial_scale: float = 1.0
+    lowest: float = 0.0
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -40,13 +42,24 @@ class Steps:
         return zip(self.timesteps.tolist(), self.alphas_cumprod.tolist(), self.next_alphas_cumprod.tolist())
 
     def __getitem__(self, part: slice) -> "Steps":
-        return Steps(
-            self.timesteps[part],
-            self.alphas_cumprod[part],
-            self.next_alphas_cumprod[part],
-            self.train_alphas_cumprod,
-            self.initial_scale if part.indices(len(self))[0] == 0 else 1.0,
+        return replace(
+            self,
+            timesteps=self.timesteps[part],
+            alphas_cumprod=self.alphas_cumprod[part],
+            next_alphas_cumprod=self.next_alphas_cumprod[part],
+            initial_scale=self.initial_scale if part.indices(len(self))[0] == 0 else 1.0,
         )
+
+    def until(self, timestep: float) -> "Steps":
+        """The steps at or above a timestep: the first stage's."""
+        return replace(self[: self._count(timestep)], lowest=timestep)
+
+    def below(self, timestep: float) -> "Steps":
+        """The steps below a timestep: the second stage's."""
+        return self[self._count(timestep) :]
+
+    def _count(self, timestep: float) -> int:
+        return int((self.timesteps >= timestep).sum())
 
 
 def sigmas(alphas_cumprod: np.ndarray) -> np.ndarray:
@@ -155,22 +168,18 @@ def _consistency_steps(alphas_cumprod: np.ndarray, num_steps: int) -> Steps:
     return _whole_steps(alphas_cumprod, trained[::-1][chosen].astype(np.float64))
 
 
-def split_timesteps(
-    timesteps: np.ndarray, fraction: float, num_train_timesteps: int = 1000
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a run between two experts: ``fraction`` of the schedule is the first's (diffusers' ``denoising_end``).
+def handover(fraction: float, num_train_timesteps: int = 1000) -> int:
+    """The timestep at which ``fraction`` of the schedule is done: diffusers' ``denoising_end`` and ``denoising_start``.
 
-    The first stage keeps the timesteps at or above ``round(T - fraction * T)``, the second those below, so every
-    timestep is someone's. Both are parts of the same run: same steps, sampler and prediction type.
+    The first of two experts has the timesteps at or above it, the second those below, so every timestep is someone's.
+    Both are parts of the same run: same steps, same sampler.
 
     Raises:
         ValueError: ``fraction`` outside (0, 1).
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the hand-over is at {fraction} of the schedule: it must be between 0 and 1")
-    cutoff = round(num_train_timesteps - fraction * num_train_timesteps)
-    timesteps = np.asarray(timesteps)
-    return timesteps[timesteps >= cutoff], timesteps[timesteps < cutoff]
+    return round(num_train_timesteps - fraction * num_train_timesteps)
 
 
 def skipped_steps(num_steps: int, strength: float) -> int:

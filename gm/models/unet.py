@@ -136,17 +136,20 @@ class Downsample(nn.Cell):
 
 
 class Upsample(nn.Cell):
-    """Double height and width by repetition, then a convolution."""
+    """By repetition to the size of the level above, which is twice its own or one less; then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
-    def construct(self, x: Tensor) -> Tensor:
-        return self.conv(upsample_nearest(x))
+    def construct(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x = upsample_nearest(x)
+        if x.shape[2:] != size:  # halving an odd side rounded up
+            x = x[:, :, : size[0], : size[1]]
+        return self.conv(x)
 
 
-Layers = list[tuple[str, nn.Cell]]  # each with what it takes besides x: "time", "context" or "nothing"
+Layers = list[tuple[str, nn.Cell]]  # each with what it takes besides x: "time", "context", "size" or "nothing"
 
 
 def _numbered(stages: list[Layers]) -> tuple[nn.CellList, tuple[tuple[str, ...], ...]]:
@@ -197,7 +200,7 @@ class UNet(nn.Cell):
                 block = self._block(channels + skips.pop(), arch.channels[level], depth)
                 channels = arch.channels[level]
                 if level and index == len(depths) - 1:
-                    block.append(("nothing", Upsample(channels)))
+                    block.append(("size", Upsample(channels)))
                 stages.append(block)
         self.output_blocks, self.output_takes = _numbered(stages)
         self.out = nn.CellList(
@@ -230,15 +233,26 @@ class UNet(nn.Cell):
         x = self.run(self.middle_block, self.middle_takes, x, time, context)
         for index, layers in enumerate(self.output_blocks):
             x = ops.concat((x, skips[len(skips) - 1 - index]), axis=1)
-            x = self.run(layers, self.output_takes[index], x, time, context)
+            above = skips[max(len(skips) - 2 - index, 0)]  # where this block ends in an Upsample, of the next level
+            x = self.run(layers, self.output_takes[index], x, time, context, above.shape[2:])
         return self.out[2](self.out[1](self.out[0](x))).astype(latents.dtype)
 
-    def run(self, layers: nn.CellList, takes: tuple[str, ...], x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    def run(
+        self,
+        layers: nn.CellList,
+        takes: tuple[str, ...],
+        x: Tensor,
+        time: Tensor,
+        context: Tensor,
+        size: tuple[int, int] = (),
+    ) -> Tensor:
         for index, layer in enumerate(layers):
             if takes[index] == "time":
                 x = layer(x, time)
             elif takes[index] == "context":
                 x = layer(x, context)
+            elif takes[index] == "size":
+                x = layer(x, size)
             else:
                 x = layer(x)
         return x

@@ -1,5 +1,6 @@
 """The networks a picture passes through, compiled, with numpy arrays in and out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from gm.models.build import build_autoencoder, build_conditioner, build_unet
 from gm.models.conditioner import TextConditioner, conditioning_vector
 from gm.models.precision import set_precision
 from gm.models.unet import UNet
-from gm.weights.files import open_weights
+from gm.weights.files import WeightFile, open_weights
 from gm.weights.load import load_into
 
 MERGE_TOOL = "tools/weight_merge/merge_weight.py"
@@ -43,20 +44,32 @@ class _GuidedUNet(Graph):
 
 
 class Networks:
-    """UNet, autoencoder and text towers of one architecture; each compiles once for every shape it meets."""
+    """UNet, autoencoder and text towers of one architecture; each compiles once for every shape it meets.
+
+    A second stage has no use for an autoencoder, and may share the first one's text states.
+    """
 
     def __init__(
-        self, architecture: ModelArchitecture, unet: UNet, autoencoder: Autoencoder, conditioner: TextConditioner
+        self,
+        architecture: ModelArchitecture,
+        unet: UNet,
+        autoencoder: Autoencoder | None,
+        conditioner: TextConditioner | None,
     ):
         self.architecture = architecture
-        self.scale_factor = architecture.autoencoder.scale_factor
-        self.latent_channels = architecture.autoencoder.latent_channels
-        self.downsampling = architecture.autoencoder.downsampling
+        self.scale_factor = architecture.latent_scale
+        if autoencoder is not None:
+            self.latent_channels = architecture.autoencoder.latent_channels
+            self.downsampling = architecture.autoencoder.downsampling
+            self._decoder = AutoencoderDecoder(autoencoder).set_train(False)
+            self._encoder = AutoencoderEncoder(autoencoder).set_train(False)
         with_vector = architecture.unet.vector_dim is not None
         self._guided = {copies: _GuidedUNet(unet, copies, with_vector).set_train(False) for copies in (1, 2)}
-        self._decoder = AutoencoderDecoder(autoencoder).set_train(False)
-        self._encoder = AutoencoderEncoder(autoencoder).set_train(False)
-        self._conditioner = conditioner.set_train(False)
+        self._conditioner = conditioner and conditioner.set_train(False)
+
+    @property
+    def has_text_encoders(self) -> bool:
+        return self._conditioner is not None
 
     def encode_text(self, *ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (B, 77) int32 for each text encoder -> context (B, 77, C), pooled (B, P), or (B, 0) without it."""
@@ -112,12 +125,51 @@ def load_networks(
                 f"{path} has no {' and no '.join(missing)}: pictures need the whole model; put the trained UNet into "
                 f"the weights it was trained from with {MERGE_TOOL} and sample from the result"
             )
-        filled = [build_autoencoder(architecture.autoencoder), build_conditioner(architecture)]
-        if unet is None:
-            unet = build_unet(architecture.unet)
-            set_precision(unet, precision, param_fp16)
-            filled.append(unet)
-        for network in filled:
+        autoencoder, conditioner = build_autoencoder(architecture.autoencoder), build_conditioner(architecture)
+        for network in (autoencoder, conditioner):
             load_into(network, weights)
-    autoencoder, conditioner = filled[:2]
-    return Networks(architecture, unet, autoencoder, conditioner)
+        return Networks(architecture, unet or _unet(weights, precision, param_fp16), autoencoder, conditioner)
+
+
+def load_second_stage(
+    path: str | Path, first: ModelArchitecture, precision: str = "fp32", param_fp16: bool = False
+) -> Networks:
+    """UNet and text encoders of a model that goes on where ``first`` stops; or a UNet alone that knows its text states.
+
+    Raises:
+        SuiteError: no such file, a damaged one, or a model that cannot read what the first leaves.
+    """
+    with open_weights(path) as weights:
+        architecture = weights.architecture()
+        _check_second_stage(path, architecture, first)
+        if not architecture.text_encoders:
+            architecture = replace(first, unet=architecture.unet)
+            conditioner = None
+        else:
+            conditioner = build_conditioner(architecture)
+            load_into(conditioner, weights)
+        return Networks(architecture, _unet(weights, precision, param_fp16), None, conditioner)
+
+
+def _unet(weights: WeightFile, precision: str, param_fp16: bool) -> UNet:
+    unet = build_unet(weights.architecture().unet)
+    set_precision(unet, precision, param_fp16)
+    load_into(unet, weights)
+    return unet
+
+
+def _check_second_stage(path: str | Path, second: ModelArchitecture, first: ModelArchitecture) -> None:
+    if second.unet is None:
+        raise SuiteError(f"{path} has no UNet: --stage2_weight takes a model, or a trained UNet")
+    ours, theirs = ((model.unet.in_channels, model.latent_scale) for model in (first, second))
+    if ours != theirs:
+        raise SuiteError(
+            f"{path} draws latents of {theirs[0]} channels scaled by {theirs[1]}, the first stage latents of {ours[0]} "
+            f"scaled by {ours[1]}: two stages must be of one family"
+        )
+    conditions = [(model.unet.context_dim, model.unet.vector_dim) for model in (first, second)]
+    if not second.text_encoders and conditions[0] != conditions[1]:
+        raise SuiteError(
+            f"{path} has no text encoders, and its UNet does not fit those of the first stage: put it into the weights "
+            f"it was trained from with {MERGE_TOOL}"
+        )

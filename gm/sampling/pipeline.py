@@ -1,91 +1,24 @@
-"""Prompts in, pictures out: text states, the guided sampling loop, the autoencoder."""
+"""Prompts in, pictures out: the sampling loop of one expert or two, and the autoencoder around it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from gm.diffusion.denoiser import initial_latents
-from gm.diffusion.guidance import classifier_free, rescale
-from gm.diffusion.objective import check_prediction_type
+from gm.diffusion.denoiser import Model, Predicts, initial_latents
 from gm.diffusion.samplers import find_sampler
-from gm.diffusion.steps import Steps, add_noise, inference_steps, skipped_steps
+from gm.diffusion.steps import Steps, add_noise, handover
 from gm.errors import UsageError
-from gm.models.architecture import size_numbers
+from gm.sampling.expert import Expert, Tokenize
 from gm.sampling.noise import PictureNoise
+from gm.sampling.settings import Request, Settings, plan_steps
 from gm.sampling.tiling import tiled
 
 if TYPE_CHECKING:
     from gm.sampling.networks import Networks
-
-TILED_ABOVE = 2**21  # pixels: --vae_tiling auto
-
-UNCONDITIONALS = ("auto", "zeros", "empty", "dropout")
-
-
-class Tokenize(Protocol):
-    """``gm.data.tokens.Tokenizers``."""
-
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]: ...
-
-
-@dataclass(frozen=True)
-class Request:
-    """One picture to draw."""
-
-    prompt: str
-    seed: int
-    negative_prompt: str = ""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to draw. Sizes in pixels; the numbers the model is told default to the picture's size.
-
-    ``unconditional``: what guidance steers away from where no negative prompt is given: text states of ``zeros`` (how
-    SDXL base was trained), the ``empty`` prompt (its refiner, SD 1.x, SD 2.x), or the empty prompt with all size
-    numbers 0 (``dropout``: what ``--caption_dropout`` trains); ``auto`` is one of the first two.
-    """
-
-    sampler: str = "euler"
-    sample_step: int = 40
-    timestep_spacing: str = "leading"
-    karras_sigmas: bool = False
-    guidance_scale: float = 5.0
-    guidance_rescale: float = 0.0
-    unconditional: str = "auto"
-    height: int = 1024
-    width: int = 1024
-    orig_height: int | None = None
-    orig_width: int | None = None
-    crop_coords_top: int = 0
-    crop_coords_left: int = 0
-    target_height: int | None = None
-    target_width: int | None = None
-    aesthetic_score: float = 6.0  # these two: of the SDXL refiner
-    negative_aesthetic_score: float = 2.5
-    strength: float = 1.0  # of img2img
-    vae_tiling: str = "auto"
-    vae_tile_size: int = 1024
-
-    @property
-    def tile(self) -> int | None:
-        """Side of the tiles the autoencoder sees the picture in, in pixels; None: it sees it whole."""
-        wanted = self.vae_tiling == "on" or (self.vae_tiling == "auto" and self.height * self.width > TILED_ABOVE)
-        return self.vae_tile_size if wanted and max(self.height, self.width) > self.vae_tile_size else None
-
-    def time_ids(self, count: int = 6, negative: bool = False) -> tuple[float, ...]:
-        """What the model is told (``gm.models.architecture.size_numbers``); ``negative``: what to steer away from."""
-        return size_numbers(
-            count,
-            (self.orig_height or self.height, self.orig_width or self.width),
-            (self.crop_coords_top, self.crop_coords_left),
-            (self.target_height or self.height, self.target_width or self.width),
-            self.negative_aesthetic_score if negative else self.aesthetic_score,
-        )
 
 
 @dataclass(frozen=True)
@@ -97,15 +30,22 @@ class Drawn:
 
 
 class Pipeline:
-    """A model ready to draw. ``alphas_cumprod`` (T,) and ``prediction_type`` must be those it was trained with."""
+    """A model ready to draw. ``alphas_cumprod`` (T,) and ``prediction_type`` must be those it was trained with.
+
+    ``second`` takes over from it at ``settings.denoising_end``, in the middle of the same run: no noise is added, and a
+    sampler that remembers earlier steps goes on remembering them. The autoencoder is the first's.
+    """
 
     def __init__(
-        self, networks: "Networks", tokenizers: Tokenize, alphas_cumprod: np.ndarray, prediction_type: str = "epsilon"
+        self,
+        networks: "Networks",
+        tokenizers: Tokenize,
+        alphas_cumprod: np.ndarray,
+        prediction_type: str = "epsilon",
+        second: Expert | None = None,
     ):
-        check_prediction_type(prediction_type, alphas_cumprod)
-        self.networks, self.tokenizers = networks, tokenizers
-        self.alphas_cumprod, self.prediction_type = alphas_cumprod, prediction_type
-        self._texts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.networks, self.alphas_cumprod = networks, alphas_cumprod
+        self.first, self.second = Expert(networks, tokenizers, alphas_cumprod, prediction_type), second
 
     @classmethod
     def from_weights(
@@ -127,6 +67,11 @@ class Pipeline:
         networks = load_networks(path, None, precision, param_fp16)
         return cls(networks, tokenizers, alphas_cumprod, prediction_type)
 
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """Those that draw."""
+        return (self.first,) if self.second is None else (self.first, self.second)
+
     def sample(
         self,
         requests: Sequence[Request],
@@ -139,7 +84,8 @@ class Pipeline:
         """Draw the requests in order, ``batch_size`` at a time; the last batch is filled up, so one graph serves all.
 
         Args:
-            noise: initial unit noise (N, 4, h, w) in place of the seeds', one for each request or one for all.
+            noise: initial unit noise (N, 4, h, w) in place of the seeds', one for each request or one for all; with
+                ``settings.denoising_start`` latents that are partly drawn, of unit variance, as they are.
             picture: img2img starts from it, at ``settings.strength``.
             on_step: called after every step of a batch.
 
@@ -149,6 +95,8 @@ class Pipeline:
         steps, shape = self.check(settings)
         if noise is not None:
             noise = _checked_noise(noise, len(requests), shape)
+        elif settings.denoising_start is not None:
+            raise UsageError("--denoising_start goes on with latents: name them with --init_latent_path")
         self.encode_texts(requests, batch_size)
         start = None if picture is None else self._encode_picture(picture, settings)
         return self._draw_all(requests, settings, steps, shape, batch_size, noise, start, on_step)
@@ -159,16 +107,15 @@ class Pipeline:
         Raises:
             UsageError: they cannot work, with the remedy.
         """
-        factor = self.networks.architecture.granularity
-        for name, size in (("height", settings.height), ("width", settings.width)):
-            if size % factor or size < factor:
-                nearest = max(round(size / factor), 1) * factor
-                raise UsageError(
-                    f"--{name} {size} is not a multiple of {factor}, which this model needs: use {nearest}"
-                )
         scale = self.networks.downsampling
+        for name, size in (("height", settings.height), ("width", settings.width)):
+            if size % scale or size < scale:
+                nearest = max(round(size / scale), 1) * scale
+                raise UsageError(f"--{name} {size} is not a multiple of {scale}: use {nearest}")
+        if self.second is not None and settings.denoising_end is None:
+            raise UsageError("two stages need --denoising_end, the first one's share of the schedule: 0.65 or so")
         shape = (self.networks.latent_channels, settings.height // scale, settings.width // scale)
-        return plan_steps(settings, self.alphas_cumprod), shape
+        return plan_steps(settings, self.alphas_cumprod, self.second is not None), shape
 
     def _draw_all(
         self,
@@ -188,17 +135,20 @@ class Pipeline:
             draw = PictureNoise([request.seed for request in batch], shape)
             seeded = draw()
             initial = seeded if noise is None else noise[chosen]
-            if start is None:
+            if settings.denoising_start is not None:
+                latents = initial
+            elif start is None:
                 latents = initial_latents(initial, steps)
             else:
                 mean, log_variance = np.split(start, 2, axis=1)
                 encoded = (mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * draw()) * self.networks.scale_factor
                 latents = add_noise(encoded.astype(np.float32), initial, steps.alphas_cumprod[0])
+            model, predicts = self._model(batch, settings)
             latents = find_sampler(settings.sampler).sample(
-                self._model(batch, settings),
+                model,
                 latents,
                 steps,
-                self.prediction_type,
+                predicts,
                 draw,
                 (lambda index, denoised: on_step()) if on_step else None,
             )
@@ -208,46 +158,26 @@ class Pipeline:
 
     def encode_texts(self, requests: Sequence[Request], batch_size: int) -> None:
         """Encode what the requests need and was not encoded yet, each text once, in batches of one shape."""
-        wanted = dict.fromkeys(request.prompt for request in requests)
-        wanted |= dict.fromkeys(request.negative_prompt for request in requests)
-        texts = [text for text in wanted if text not in self._texts]
-        for first in range(0, len(texts), batch_size):
-            part = texts[first : first + batch_size]
-            ids = self.tokenizers.encode(part + part[-1:] * (batch_size - len(part)))
-            context, pooled = self.networks.encode_text(*ids)
-            self._texts |= {text: (context[row], pooled[row]) for row, text in enumerate(part)}
+        for expert in self.experts:
+            expert.encode_texts(requests, batch_size)
 
-    def _conditions(self, batch: Sequence[Request], settings: Settings) -> list[np.ndarray]:
-        """Context, pooled and time ids of a batch; with guidance, those of the negative prompts before them."""
-        told = settings.time_ids(self.networks.architecture.size_numbers)
-        rows = [(*self._texts[request.prompt], told) for request in batch]
-        if settings.guidance_scale != 1:
-            rows = [self._unconditional(request, settings) for request in batch] + rows
-        return [np.stack([np.asarray(row[part], np.float32) for row in rows]) for part in range(3)]
-
-    def _unconditional(self, request: Request, settings: Settings) -> tuple:
-        model = self.networks.architecture
-        context, pooled = self._texts[request.negative_prompt]
-        told = settings.time_ids(model.size_numbers, negative=True)
-        chosen = model.unconditional if settings.unconditional == "auto" else settings.unconditional
-        if request.negative_prompt or chosen == "empty":
-            return context, pooled, told
-        if chosen == "zeros":
-            return np.zeros_like(context), np.zeros_like(pooled), told
-        return context, pooled, (0,) * len(told)
-
-    def _model(self, batch: Sequence[Request], settings: Settings) -> Callable[[np.ndarray, float], np.ndarray]:
-        guided = settings.guidance_scale != 1
-        predict = self.networks.denoiser(*self._conditions(batch, settings), copies=2 if guided else 1)
-        if not guided:
-            return predict
+    def _model(self, batch: Sequence[Request], settings: Settings) -> tuple[Model, Predicts]:
+        """The network as the samplers want it, and what it predicts; each of two answers for its own noise levels."""
+        first = self.first.model(batch, settings)
+        if self.second is None:
+            return first, self.first.prediction_type
+        second = self.second.model(batch, settings)
+        boundary = handover(settings.denoising_end, len(self.alphas_cumprod))
 
         def model(latents: np.ndarray, timestep: float) -> np.ndarray:
-            unconditional, conditional = np.split(predict(latents, timestep), 2)
-            guided = classifier_free(unconditional, conditional, settings.guidance_scale)
-            return rescale(guided, conditional, settings.guidance_rescale)
+            if timestep >= boundary:
+                return first(latents, timestep)
+            return second(latents, self.second.own_timestep(timestep, self.alphas_cumprod))
 
-        return model
+        def predicts(timestep: float) -> str:
+            return (self.first if timestep >= boundary else self.second).prediction_type
+
+        return model, predicts
 
     def _encode_picture(self, picture: Image.Image, settings: Settings) -> np.ndarray:
         resized = picture.convert("RGB").resize((settings.width, settings.height), Image.Resampling.LANCZOS)
@@ -260,27 +190,6 @@ class Pipeline:
         if tile is None:
             return self.networks.decode(latents)
         return tiled(self.networks.decode, latents, tile // self.networks.downsampling)
-
-
-def plan_steps(settings: Settings, alphas_cumprod: np.ndarray) -> Steps:
-    """The steps these settings ask for.
-
-    Raises:
-        UsageError: unknown names or numbers that do not fit, with the remedy.
-    """
-    if settings.unconditional not in UNCONDITIONALS:
-        raise UsageError(f"--unconditional {settings.unconditional} is unknown: use one of {', '.join(UNCONDITIONALS)}")
-    try:
-        steps = inference_steps(
-            alphas_cumprod,
-            settings.sample_step,
-            settings.timestep_spacing,
-            settings.karras_sigmas,
-            find_sampler(settings.sampler).grid,
-        )
-        return steps[skipped_steps(settings.sample_step, settings.strength) :]
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def to_pictures(pixels: np.ndarray) -> list[Image.Image]:

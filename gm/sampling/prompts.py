@@ -3,13 +3,43 @@
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from gm.config.parsing import COMMAND_LINE, Given, convert
+from gm.config.schema import SETTINGS
 from gm.errors import UsageError
-from gm.sampling.pipeline import Request, Settings
+from gm.sampling.settings import Request, Settings
 
-# The letters of kohya's sample prompts; each changes one prompt only.
-SETTING_OPTIONS = {"w": ("width", int), "h": ("height", int), "s": ("sample_step", int), "l": ("guidance_scale", float)}
-OPTIONS = {**SETTING_OPTIONS, "n": ("negative_prompt", str), "d": ("seed", int)}
+# Settings that a line of a prompt file may change for itself.
+OWN_SETTINGS = (
+    "sampler",
+    "sample_step",
+    "timestep_spacing",
+    "karras_sigmas",
+    "guidance_scale",
+    "guidance_rescale",
+    "unconditional",
+    "height",
+    "width",
+    "orig_height",
+    "orig_width",
+    "target_height",
+    "target_width",
+    "crop_coords_top",
+    "crop_coords_left",
+    "aesthetic_score",
+    "negative_aesthetic_score",
+)
+OWN_REQUESTS = ("negative_prompt", "seed", "num_images")
+LETTERS = {  # of kohya's sample prompts
+    "n": "negative_prompt",
+    "d": "seed",
+    "w": "width",
+    "h": "height",
+    "s": "sample_step",
+    "l": "guidance_scale",
+}
+OPTION = re.compile(r"""(?:^|\s)--([A-Za-z]\w*)(?:[ =]+(?!--[A-Za-z])("[^"]*"|'[^']*'|.*?))?(?=\s+--[A-Za-z]|\s*$)""")
 
 
 @dataclass(frozen=True)
@@ -47,33 +77,36 @@ def read_prompts(prompt: str) -> list[str]:
     return prompts
 
 
-def parse_line(line: str) -> tuple[str, dict[str, str | int | float]]:
-    """``a red circle --n text --d 7`` -> the prompt and its options by field name.
+def parse_line(line: str) -> tuple[str, dict[str, Any]]:
+    """``a red circle --seed 7 --negative_prompt "blue, green"`` -> the prompt and its options by name.
 
-    ``--n`` negative prompt, ``--d`` seed, ``--w`` width, ``--h`` height, ``--s`` steps, ``--l`` guidance scale.
+    The names are those of the command line, or kohya's letters: ``--n`` negative prompt, ``--d`` seed, ``--w`` width,
+    ``--h`` height, ``--s`` steps, ``--l`` guidance scale.
 
     Raises:
         UsageError: an option that is unknown or has no fitting value, or no prompt before it.
     """
-    prompt, *parts = re.split(r"(?:^|\s)--(?=[a-zA-Z])", line)
-    options: dict[str, str | int | float] = {}
-    for part in parts:
-        letter, _, value = part.partition(" ")
-        if letter not in OPTIONS:
-            known = ", ".join(f"--{known}" for known in OPTIONS)
-            raise UsageError(f"prompt line {line!r}: unknown option --{letter}, a line takes {known}")
-        name, kind = OPTIONS[letter]
+    found = list(OPTION.finditer(line))
+    prompt = line[: found[0].start()].strip() if found else line.strip()
+    options: dict[str, Any] = {}
+    for match in found:
+        given, text = match[1], match[2] or ""
+        name = LETTERS.get(given, given)
+        if name not in OWN_SETTINGS + OWN_REQUESTS:
+            known = ", ".join(f"--{known}" for known in (*LETTERS, *OWN_REQUESTS, *OWN_SETTINGS))
+            raise UsageError(f"prompt line {line!r}: unknown option --{given}, a line takes {known}")
+        setting = SETTINGS[f"sample.{name}"]
+        if setting.type is bool:
+            text = text or "true"
+        if setting.type is str and text[:1] in ("'", '"') and text[:1] == text[-1:]:
+            text = text[1:-1]
         try:
-            options[name] = kind(value.strip())
-        except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise UsageError(f"prompt line {line!r}: --{letter} takes {wanted}, not {value.strip()!r}") from None
-    if not prompt.strip():
+            options[name] = convert(setting, Given(text, f"--{given}", COMMAND_LINE))
+        except UsageError as error:
+            raise UsageError(f"prompt line {line!r}: {error}") from None
+    if not prompt:
         raise UsageError(f"prompt line {line!r} has options but no prompt")
-    for name, least in (("seed", 0), ("sample_step", 1), ("guidance_scale", 0)):
-        if options.get(name, least) < least:
-            raise UsageError(f"prompt line {line!r}: {name} is {options[name]}, it must be at least {least}")
-    return prompt.strip(), options
+    return prompt, options
 
 
 def make_wishes(
@@ -84,7 +117,7 @@ def make_wishes(
     for line in prompts:
         prompt, options = parse_line(line)
         negative = options.pop("negative_prompt", negative_prompt)
-        first = options.pop("seed", seed)
+        first, count = options.pop("seed", seed), options.pop("num_images", num_images)
         own = replace(settings, **options)
-        wishes += [Wish(Request(prompt, first + index, negative), own) for index in range(num_images)]
+        wishes += [Wish(Request(prompt, first + index, negative), own) for index in range(count)]
     return wishes

@@ -4,8 +4,10 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -18,9 +20,12 @@ from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_s
 from gm.errors import SuiteError, UsageError
 from gm.files import replacing
 from gm.launch import start
+from gm.sampling.expert import Expert
 from gm.sampling.output import CONTACT_SHEET, contact_sheet, picture_name, save_manifest, save_picture
-from gm.sampling.pipeline import Drawn, Pipeline, Settings, plan_steps
+from gm.sampling.pipeline import Drawn, Pipeline
 from gm.sampling.prompts import Wish, make_wishes, read_prompts
+from gm.sampling.settings import Settings, plan_steps
+from gm.weights.parameterisation import check_parameterisation
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +44,10 @@ def run(config: Config) -> Path:
         read_prompts(sample.prompt), settings(config), sample.seed, sample.num_images, sample.negative_prompt
     )
     for chosen in dict.fromkeys(wish.settings for wish in wishes):
-        plan_steps(chosen, abar)
+        plan_steps(chosen, abar, bool(sample.stage2_weight))
     noise = _read_noise(sample.init_latent_path) if sample.init_latent_path else None
     picture = _read_picture(sample.img) if sample.img else None
-    if not config.model.weight:
-        raise UsageError("no weights to draw with: name a whole checkpoint with --weight")
-    if not Path(config.model.weight).exists():
-        raise SuiteError(f"no such weight file: {config.model.weight}")
+    _check_weights(config)
     tokenizers = Tokenizers.of(config.model)
     _warn_of_long_prompts(tokenizers, wishes)
 
@@ -53,20 +55,11 @@ def run(config: Config) -> Path:
     from gm.models import attention  # imports MindSpore, which start() prepares
 
     attention.choose(config.model.attention, device.target, config.launch.precision)
-    begun = time.perf_counter()
-    pipeline = Pipeline.from_weights(
-        config.model.weight,
-        tokenizers,
-        abar,
-        config.diffusion.prediction_type,
-        config.launch.precision,
-        config.launch.param_fp16,
-    )
+    pipeline = build(config, tokenizers)
     for chosen in dict.fromkeys(wish.settings for wish in wishes):
         pipeline.check(chosen)
         if chosen.tile:
             log.info("autoencoder: %dx%d in tiles of %d pixels", chosen.width, chosen.height, chosen.tile)
-    log.info("%s loaded in %.1f s", config.model.weight, time.perf_counter() - begun)
 
     folder = Path(sample.save_path)
     drawn = draw(pipeline, wishes, config, folder, noise, picture)
@@ -74,6 +67,35 @@ def run(config: Config) -> Path:
         _write_latents(Path(sample.save_latent), drawn)
     log.info("%d pictures in %s (%s shows them all)", len(drawn), folder, CONTACT_SHEET)
     return folder
+
+
+def build(config: Config, tokenizers: Tokenizers) -> Pipeline:
+    """The pipeline of a configuration, its weights loaded.
+
+    Raises:
+        SuiteError: weights that are missing, damaged or do not fit together.
+    """
+    begun = time.perf_counter()
+    launch, diffusion, weight = config.launch, config.diffusion, config.model.weight
+    abar, kind = schedule(diffusion), diffusion.prediction_type
+    pipeline = Pipeline.from_weights(weight, tokenizers, abar, kind, launch.precision, launch.param_fp16)
+    if config.sample.stage2_weight:
+        pipeline.second = second_stage(config, pipeline)
+        weight += f" and {config.sample.stage2_weight}"
+    log.info("%s loaded in %.1f s", weight, time.perf_counter() - begun)
+    return pipeline
+
+
+def second_stage(config: Config, pipeline: Pipeline) -> Expert:
+    """The expert that goes on where a pipeline's own stops; text states are shared where it has no encoders."""
+    from gm.sampling.networks import load_second_stage
+
+    path, launch = config.sample.stage2_weight, config.launch
+    networks = load_second_stage(path, pipeline.networks.architecture, launch.precision, launch.param_fp16)
+    diffusion = second_diffusion(config)
+    shared = None if networks.has_text_encoders else pipeline.first.texts
+    tokenizers = None if shared else Tokenizers.of(replace(config.model, weight=path))
+    return Expert(networks, tokenizers, schedule(diffusion), diffusion.prediction_type, shared)
 
 
 def draw(
@@ -87,11 +109,7 @@ def draw(
 ) -> list[Drawn]:
     """Draw the wishes into a folder, with a contact sheet and a manifest."""
     sample = config.sample
-    common = {
-        "weight": config.model.weight,
-        "prediction_type": config.diffusion.prediction_type,
-        "rescale_betas_zero_snr": config.diffusion.rescale_betas_zero_snr,
-    }
+    common = about(config)
     names = [picture_name(index, wish) for index, wish in enumerate(wishes)]
     drawn = []
     for index, result in enumerate(_draw_all(pipeline, wishes, sample.batch_size, noise, picture, progress)):
@@ -110,6 +128,32 @@ def schedule(diffusion: DiffusionConfig) -> np.ndarray:
     """The noise schedule of a configuration, abar (T,)."""
     beta = betas(diffusion.beta_schedule, diffusion.num_train_timesteps, diffusion.beta_start, diffusion.beta_end)
     return alphas_cumprod(rescale_zero_terminal_snr(beta) if diffusion.rescale_betas_zero_snr else beta)
+
+
+def second_diffusion(config: Config) -> DiffusionConfig:
+    """What the second stage was trained for: as the first, but for what is said otherwise."""
+    first, sample = config.diffusion, config.sample
+    kind, zero_snr = sample.stage2_prediction_type, sample.stage2_rescale_betas_zero_snr
+    return replace(
+        first,
+        prediction_type=kind or first.prediction_type,
+        rescale_betas_zero_snr=first.rescale_betas_zero_snr if zero_snr is None else zero_snr,
+    )
+
+
+def about(config: Config) -> dict[str, Any]:
+    """What all pictures of a run share: weights, what they predict, files they start from."""
+    sample, diffusion = config.sample, config.diffusion
+    shared: dict[str, Any] = {"weight": config.model.weight}
+    for name in ("prediction_type", "rescale_betas_zero_snr", "beta_schedule", "beta_start", "beta_end"):
+        shared[name] = getattr(diffusion, name)
+    if sample.stage2_weight:
+        second = second_diffusion(config)
+        shared["stage2_weight"] = sample.stage2_weight
+        shared["stage2_prediction_type"] = second.prediction_type
+        shared["stage2_rescale_betas_zero_snr"] = second.rescale_betas_zero_snr
+    given = {"img": sample.img, "init_latent_path": sample.init_latent_path}
+    return {**shared, "precision": config.launch.precision, **{name: path for name, path in given.items() if path}}
 
 
 def settings(config: Config) -> Settings:
@@ -132,7 +176,7 @@ def _draw_all(
     """Draw the wishes in order, those with the same settings in the same batches."""
     groups, largest = batches_of(wishes, batch_size)
     batches = [-(-len(group) // largest) for _, group in groups]
-    total = sum(count * len(plan_steps(chosen, pipeline.alphas_cumprod)) for (chosen, _), count in zip(groups, batches))
+    total = sum(count * len(pipeline.check(chosen)[0]) for (chosen, _), count in zip(groups, batches))
     with _progress(total, shown) as progress:
         done = 0
         for chosen, group in groups:
@@ -155,6 +199,19 @@ def _progress(total: int, shown: bool) -> Iterator[tqdm]:
         yield bar
 
 
+def _check_weights(config: Config) -> None:
+    """Raises SuiteError for weights that are not there, or are to be drawn with as what they are not."""
+    if not config.model.weight:
+        raise UsageError("no weights to draw with: name a whole checkpoint with --weight")
+    stages = [(config.model.weight, config.diffusion, "")]
+    if config.sample.stage2_weight:
+        stages.append((config.sample.stage2_weight, second_diffusion(config), "stage2_"))
+    for path, diffusion, prefix in stages:
+        if not Path(path).exists():
+            raise SuiteError(f"no such weight file: {path}")
+        check_parameterisation(Path(path), diffusion.prediction_type, diffusion.rescale_betas_zero_snr, prefix)
+
+
 def _warn_of_long_prompts(tokenizers: Tokenizers, wishes: list[Wish]) -> None:
     texts = list(dict.fromkeys(wish.request.prompt for wish in wishes))
     for text, cut in zip(texts, tokenizers.cut_off(texts)):
@@ -165,6 +222,8 @@ def _warn_of_long_prompts(tokenizers: Tokenizers, wishes: list[Wish]) -> None:
 def _read_noise(path: str) -> np.ndarray:
     try:
         noise = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise SuiteError(f"no such file of latents: {path}") from None
     except (ValueError, EOFError):
         raise SuiteError(f"{path} is no .npy file of numbers: write it with numpy.save or --save_latent") from None
     if not np.issubdtype(noise.dtype, np.floating) or not np.isfinite(noise).all():
@@ -178,6 +237,8 @@ def _read_picture(path: str) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
+    except FileNotFoundError:
+        raise SuiteError(f"no such picture: {path}") from None
     except UnidentifiedImageError:
         raise SuiteError(f"{path} is no picture Pillow can read: give a PNG or JPEG") from None
 

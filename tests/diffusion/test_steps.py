@@ -7,12 +7,12 @@ from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_s
 from gm.diffusion.steps import (
     SPACINGS,
     add_noise,
+    handover,
     inference_steps,
     inference_timesteps,
     sigma_to_timestep,
     sigmas,
     skipped_steps,
-    split_timesteps,
 )
 
 ABAR = alphas_cumprod(betas())
@@ -64,21 +64,24 @@ def test_impossible_timesteps_are_refused(arguments, word):
     ],
 )
 def test_hand_over_at_065_counts_as_diffusers_does(num_steps, spacing, counts):
-    first, second = split_timesteps(inference_timesteps(num_steps, spacing), 0.65)
+    steps = inference_steps(ABAR, num_steps, spacing)
+    first, second = steps.until(handover(0.65)), steps.below(handover(0.65))
     assert (len(first), len(second)) == counts
-    assert first.min() >= 350 > second.max()
+    assert first.timesteps.min() >= 350 > second.timesteps.max()
 
 
-@given(st.integers(1, 998), st.sampled_from(SPACINGS), st.floats(0.01, 0.99))
-def test_every_timestep_is_of_one_of_the_two_stages(num_steps, spacing, fraction):
-    timesteps = inference_timesteps(num_steps, spacing)
-    np.testing.assert_array_equal(np.concatenate(split_timesteps(timesteps, fraction)), timesteps)
+@given(st.integers(1, 998), st.sampled_from(SPACINGS), st.floats(0.01, 0.99), st.sampled_from(["karras", "multistep"]))
+def test_every_step_is_of_one_of_the_two_stages(num_steps, spacing, fraction, grid):
+    steps = inference_steps(ABAR, num_steps, spacing, grid=grid)
+    first, second = steps.until(handover(fraction)), steps.below(handover(fraction))
+    assert list(first) + list(second) == list(steps)
+    assert all(timestep >= handover(fraction) for timestep in first.timesteps)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0])
 def test_a_hand_over_outside_the_schedule_is_refused(fraction):
     with pytest.raises(ValueError, match="between 0 and 1"):
-        split_timesteps(inference_timesteps(10), fraction)
+        handover(fraction)
 
 
 @pytest.mark.parametrize(("strength", "skipped"), [(1.0, 0), (0.75, 10), (0.6, 16), (0.5, 20), (0.03, 39)])

@@ -11,7 +11,8 @@ from gm.config.sections.data import ModelConfig
 from gm.data.tokens import Tokenizers
 from gm.diffusion.schedule import alphas_cumprod, betas
 from gm.sampling.noise import PictureNoise
-from gm.sampling.pipeline import Pipeline, Request, Settings
+from gm.sampling.pipeline import Pipeline
+from gm.sampling.settings import Request, Settings
 from gm.weights.folder import ckpt_to_diffusers
 
 torch = pytest.importorskip("torch")

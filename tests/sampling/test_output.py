@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from gm.sampling.output import contact_sheet, picture_name, save_manifest, save_picture, slug
-from gm.sampling.pipeline import Request, Settings
 from gm.sampling.prompts import Wish
+from gm.sampling.settings import Request, Settings
 
 WISH = Wish(Request("A red circle, on grey!", 42, "blür"), Settings(height=64, width=64))
 

@@ -9,7 +9,8 @@ from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_s
 from gm.models.architecture import HEAD_WIDTH, TINY_SDXL
 from gm.sampling.networks import Networks
 from gm.sampling.noise import PictureNoise
-from gm.sampling.pipeline import Pipeline, Request, Settings
+from gm.sampling.pipeline import Pipeline
+from gm.sampling.settings import Request, Settings
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

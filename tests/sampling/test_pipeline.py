@@ -7,7 +7,9 @@ from PIL import Image
 from gm.diffusion.samplers import SAMPLERS
 from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_snr
 from gm.errors import UsageError
-from gm.sampling.pipeline import Pipeline, Request, Settings, plan_steps, to_pictures
+from gm.sampling.expert import Expert
+from gm.sampling.pipeline import Pipeline, to_pictures
+from gm.sampling.settings import Request, Settings, plan_steps
 
 ABAR = alphas_cumprod(betas())
 SETTINGS = Settings(sample_step=6, height=64, width=64, guidance_scale=4.0)
@@ -121,9 +123,9 @@ def test_noise_of_another_shape_is_refused(pipeline, shape):
         pipeline.sample(REQUESTS[:2], SETTINGS, noise=np.zeros(shape, np.float32))
 
 
-@pytest.mark.parametrize(("name", "size", "nearest"), [("height", 60, "64"), ("width", 3, "32"), ("width", 72, "64")])
-def test_a_size_the_networks_cannot_halve_is_refused(pipeline, name, size, nearest):
-    with pytest.raises(UsageError, match=f"--{name} {size}.*multiple of 32.*use {nearest}"):
+@pytest.mark.parametrize(("name", "size", "nearest"), [("height", 61, "64"), ("width", 3, "8"), ("width", 73, "72")])
+def test_a_size_that_is_no_multiple_of_8_is_refused(pipeline, name, size, nearest):
+    with pytest.raises(UsageError, match=f"--{name} {size}.*multiple of 8.*use {nearest}"):
         pipeline.sample(REQUESTS, replace(SETTINGS, **{name: size}))
 
 
@@ -205,3 +207,93 @@ def test_the_autoencoder_sees_tiles_of_one_shape(pipeline, networks):
     assert [shape for kind, shape, *_ in networks.shapes if kind == "decoder"] == [(1, 4, 8, 8)]
     for one, other in zip(tiled, whole):  # the fake autoencoder knows no surroundings
         np.testing.assert_allclose(np.asarray(one, int), np.asarray(other, int), atol=1)
+
+
+def two_stages(networks, tokenizers, fake_networks, architecture=None, **options):
+    """A pipeline with a second expert, and the second's networks."""
+    second = fake_networks(architecture) if architecture else fake_networks()
+    return Pipeline(networks, tokenizers, ABAR, second=Expert(second, tokenizers, ABAR, **options)), second
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_each_of_two_stages_is_asked_at_its_own_timesteps_in_one_run(networks, tokenizers, fake_networks, sampler):
+    settings = replace(SETTINGS, sampler=sampler, sample_step=20, timestep_spacing="trailing", denoising_end=0.65)
+    pipeline, second = two_stages(networks, tokenizers, fake_networks)
+    both = latents(pipeline, REQUESTS, settings, batch_size=2)
+    assert min(networks.timesteps) >= 350 > max(second.timesteps)
+    # the fakes are equal, so that a run which is not cut draws the same: noise, history and all
+    alone = latents(Pipeline(networks, tokenizers, ABAR), REQUESTS, replace(settings, denoising_end=None), batch_size=2)
+    np.testing.assert_array_equal(both, alone)
+
+
+def test_forty_steps_are_26_and_14(networks, tokenizers, fake_networks):
+    pipeline, second = two_stages(networks, tokenizers, fake_networks)
+    ticks = []
+    settings = replace(SETTINGS, sample_step=40, denoising_end=0.65)
+    list(pipeline.sample(REQUESTS[:1], settings, on_step=lambda: ticks.append(1)))
+    assert (len(networks.timesteps), len(second.timesteps), len(ticks)) == (26, 14, 40)
+
+
+def test_the_second_stage_has_its_own_conditions(networks, tokenizers, fake_networks, families):
+    pipeline, second = two_stages(networks, tokenizers, fake_networks, families["refiner"])
+    list(pipeline.sample(REQUESTS[:1], replace(SETTINGS, sample_step=20, denoising_end=0.65)))
+    assert networks.conditions[0][2].shape == (2, 6)
+    assert (networks.conditions[0][1][0] == 0).all()  # SDXL base steers away from zero states
+    assert second.conditions[0][2].tolist() == [[64, 64, 0, 0, 2.5], [64, 64, 0, 0, 6.0]]
+    assert (second.conditions[0][1][0] > 0).all()  # and its refiner from the empty prompt
+
+
+def test_img2img_goes_through_both_stages(networks, tokenizers, fake_networks):
+    pipeline, second = two_stages(networks, tokenizers, fake_networks)
+    settings = replace(SETTINGS, sample_step=40, strength=0.6, denoising_end=0.65)
+    list(pipeline.sample(REQUESTS[:1], settings, picture=Image.new("RGB", (64, 64), (255, 0, 0))))
+    assert (len(networks.timesteps), len(second.timesteps)) == (10, 14)
+    with pytest.raises(UsageError, match="none for the first stage"):
+        pipeline.check(replace(settings, strength=0.3))
+
+
+def test_a_second_stage_of_another_schedule_is_asked_at_the_same_noise_level(networks, tokenizers, fake_networks):
+    zero_terminal = alphas_cumprod(rescale_zero_terminal_snr(betas()))
+    second = fake_networks()
+    expert = Expert(second, tokenizers, ABAR)
+    pipeline = Pipeline(networks, tokenizers, zero_terminal, "v_prediction", expert)
+    settings = replace(SETTINGS, sample_step=20, timestep_spacing="trailing", denoising_end=0.65)
+    list(pipeline.sample(REQUESTS[:1], settings))
+    own = plan_steps(replace(settings, denoising_end=None), zero_terminal).below(350).timesteps
+    assert len(second.timesteps) == len(own)
+    for asked, timestep in zip(second.timesteps, own):
+        assert asked > timestep  # as the rescaled schedule is noisier there
+        np.testing.assert_allclose(np.interp(asked, np.arange(1000), ABAR), zero_terminal[int(timestep)], rtol=2e-3)
+
+
+def test_stopping_and_going_on_draws_what_one_run_draws(pipeline):
+    for sampler in ("euler", "ddim"):
+        whole = replace(SETTINGS, sampler=sampler, sample_step=10)
+        half = latents(pipeline, REQUESTS, replace(whole, denoising_end=0.65))
+        rest = replace(whole, denoising_start=0.65)
+        again = latents(pipeline, REQUESTS, rest, noise=np.stack(half))
+        np.testing.assert_allclose(again, latents(pipeline, REQUESTS, whole), atol=1e-5)
+    with pytest.raises(UsageError, match="--init_latent_path"):
+        pipeline.sample(REQUESTS, rest)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"denoising_end": None}, "need --denoising_end"),
+        ({"denoising_end": 1.5}, "between 0 and 1"),
+        ({"denoising_end": 0.999}, "none for the second stage"),
+        ({"denoising_end": 0.001}, "none for the first stage"),
+    ],
+)
+def test_a_hand_over_that_leaves_a_stage_without_steps_is_refused(networks, tokenizers, fake_networks, change, words):
+    pipeline, _ = two_stages(networks, tokenizers, fake_networks)
+    with pytest.raises(UsageError, match=words):
+        pipeline.sample(REQUESTS, replace(SETTINGS, **change))
+    assert not networks.shapes
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_guidance_is_off_at_one_and_below_as_in_diffusers(pipeline, networks, scale):
+    list(pipeline.sample(REQUESTS[:1], replace(SETTINGS, guidance_scale=scale)))
+    assert ("unet", (1, 4, 8, 8), (1, 77, 6)) in networks.shapes

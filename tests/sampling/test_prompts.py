@@ -1,8 +1,8 @@
 import pytest
 
 from gm.errors import UsageError
-from gm.sampling.pipeline import Settings
 from gm.sampling.prompts import make_wishes, parse_line, read_prompts
+from gm.sampling.settings import Settings
 
 
 def test_a_prompt_is_itself_and_a_file_its_lines(tmp_path):
@@ -41,20 +41,43 @@ def test_options_of_a_line():
     }  # fmt: skip
 
 
+def test_options_have_the_names_of_the_command_line_too():
+    line = """a "red" circle --seed 7 --negative_prompt "blue -- or --green" --num_images=2 --guidance_scale 7"""
+    prompt, options = parse_line(line + " --sampler heun --karras_sigmas --timestep_spacing trailing")
+    assert prompt == 'a "red" circle'
+    assert options == {
+        "seed": 7,
+        "negative_prompt": "blue -- or --green",
+        "num_images": 2,
+        "guidance_scale": 7.0,
+        "sampler": "heun",
+        "karras_sigmas": True,
+        "timestep_spacing": "trailing",
+    }
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ("a circle --ar 16:9", "unknown option --ar"),
-        ("a circle --d seven", "--d takes a whole number, not 'seven'"),
+        ("a circle --d seven", "--d takes a whole number of at least 0, not 'seven'"),
         ("a circle --l", "--l takes a number"),
         ("--n text", "no prompt"),
-        ("a circle --d -1", "seed is -1"),
-        ("a circle --s 0", "sample_step is 0"),
+        ("a circle --d -1", "--d takes a whole number of at least 0, not '-1'"),
+        ("a circle --s 0", "--s takes a whole number of at least 1, not '0'"),
+        ("a circle --width 60", "--width takes a whole number of at least 8 and that is a multiple of 8, not '60'"),
+        ("a circle --timestep_spacing middle", "one of leading, trailing, linspace"),
+        ("a circle --weight other.ckpt", "unknown option --weight"),
     ],
 )
 def test_wrong_options_are_named(line, words):
     with pytest.raises(UsageError, match=words):
         parse_line(line)
+
+
+def test_a_line_may_say_how_many_pictures():
+    wishes = make_wishes(["a circle", "a square --num_images 3"], Settings(), 42)
+    assert [wish.request.seed for wish in wishes] == [42, 42, 43, 44]
 
 
 def test_pictures_of_a_prompt_count_their_seeds_up():

@@ -19,7 +19,7 @@ class SampleConfig:
     )
     karras_sigmas: bool = setting(False, "space the noise levels by Karras et al. 2022 (arXiv 2206.00364), eq. 5")
     sample_step: int = setting(40, "steps of the sampler", unit="steps", at_least=1)
-    guidance_scale: float = setting(5.0, "classifier-free guidance; 1 is off", at_least=0)
+    guidance_scale: float = setting(5.0, "classifier-free guidance; 1 and less is off", at_least=0)
     guidance_rescale: float = setting(
         0.0, "guidance rescale (arXiv 2305.08891, 3.4)", unit="0 to 1", at_least=0, at_most=1
     )
@@ -33,8 +33,8 @@ class SampleConfig:
     seed: int = setting(42, "of a prompt's first picture; its i-th has seed + i", at_least=0)
     batch_size: int = setting(1, "pictures drawn at once; the seed, not the batch, makes a picture", at_least=1)
     num_images: int = setting(1, "pictures of each prompt", unit="pictures", at_least=1)
-    height: int = setting(1024, "height of the pictures", unit="pixels", at_least=32, multiple_of=32)
-    width: int = setting(1024, "width of the pictures", unit="pixels", at_least=32, multiple_of=32)
+    height: int = setting(1024, "height of the pictures", unit="pixels", at_least=8, multiple_of=8)
+    width: int = setting(1024, "width of the pictures", unit="pixels", at_least=8, multiple_of=8)
     orig_height: int | None = setting(
         None, "size the model is told the original had; default: --height", unit="pixels", at_least=1
     )
@@ -57,7 +57,37 @@ class SampleConfig:
     strength: float = setting(
         0.75, "task img2img: share of the steps that is taken; 1 redraws the picture", above=0, at_most=1
     )
-    init_latent_path: str = setting("", "initial unit noise (N, 4, height/8, width/8) as .npy, in place of the seeds'")
+    stage2_weight: str = setting(
+        "", "a second expert or refiner, which goes on where --weight stops: a whole model, or a trained UNet alone"
+    )
+    stage2_prediction_type: str | None = setting(
+        None,
+        "what the UNet of --stage2_weight predicts; default: --prediction_type",
+        choices=("epsilon", "v_prediction", "sample"),
+    )
+    stage2_rescale_betas_zero_snr: bool | None = setting(
+        None, "whether --stage2_weight was trained with it; default: --rescale_betas_zero_snr"
+    )
+    denoising_end: float | None = setting(
+        None,
+        "share of the schedule after which --stage2_weight takes over, or without one drawing stops; the trained "
+        "boundary: 1 - refiner_training_strength, 0.8 for the SDXL refiner",
+        unit="0 to 1",
+        above=0,
+        below=1,
+    )
+    denoising_start: float | None = setting(
+        None,
+        "share of the schedule that the latents of --init_latent_path have behind them; no noise is added",
+        unit="0 to 1",
+        above=0,
+        below=1,
+    )
+    init_latent_path: str = setting(
+        "",
+        "initial unit noise (N, 4, height/8, width/8) as .npy, in place of the seeds'; with --denoising_start latents "
+        "that are partly drawn",
+    )
     save_latent: str = setting(
         "", "file for the final latents (N, 4, height/8, width/8), before the autoencoder, as .npy"
     )
