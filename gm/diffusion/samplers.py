@@ -251,13 +251,18 @@ ALIASES = {
 }
 
 
-def find_sampler(name: str) -> Sampler:
-    """The sampler of this name, or of MindONE's class of that name.
+def canonical_name(name: str) -> str:
+    """The sampler's own name, of this or of MindONE's class.
 
     Raises:
         ValueError: listing the names.
     """
-    try:
-        return SAMPLERS[ALIASES.get(name, name)]
-    except KeyError:
-        raise ValueError(f"sampler {name!r} is unknown: use one of {', '.join(SAMPLERS)}") from None
+    name = ALIASES.get(name, name)
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler {name!r} is unknown: use one of {', '.join(SAMPLERS)}")
+    return name
+
+
+def find_sampler(name: str) -> Sampler:
+    """The sampler of this name, or of MindONE's class of that name; raises ValueError as ``canonical_name``."""
+    return SAMPLERS[canonical_name(name)]

@@ -5,11 +5,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from gm.errors import SuiteError
 from gm.files import replacing, write_json
 from gm.sampling.prompts import Wish
 
@@ -44,6 +45,23 @@ def save_picture(path: Path, picture: Image.Image, wish: Wish, common: dict[str,
     info.add_itxt("settings", json.dumps(described(wish, common), ensure_ascii=False, sort_keys=True))
     with replacing(path) as file:
         picture.save(file, format="PNG", pnginfo=info)
+
+
+def read_settings(picture: Path | IO[bytes]) -> dict[str, Any]:
+    """What ``save_picture`` wrote into a PNG: prompt, seed and everything else it was drawn with.
+
+    Raises:
+        SuiteError: no picture, or one without these settings.
+    """
+    try:
+        with Image.open(picture) as opened:
+            settings = json.loads(getattr(opened, "text", {}).get("settings", ""))
+    except (UnidentifiedImageError, OSError, ValueError):
+        settings = None
+    if not isinstance(settings, dict) or "prompt" not in settings:
+        name = getattr(picture, "name", picture)
+        raise SuiteError(f"{name} has no settings inside: give a PNG that was drawn here, as it was saved")
+    return settings
 
 
 def save_manifest(folder: Path, names: Sequence[str], wishes: Sequence[Wish], common: dict[str, Any]) -> None:

