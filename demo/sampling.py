@@ -10,28 +10,15 @@ from the environment, such as STREAMLIT_SERVER_PORT. Needs the extra "ui": bash 
 import importlib.util
 import os
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gm.config import Config, load, validate
-from gm.config.parsing import COMMAND_LINE, Given, convert
-from gm.config.schema import SETTINGS
-from gm.diffusion.samplers import SAMPLERS, canonical_name
-from gm.diffusion.steps import SPACINGS
-from gm.errors import SuiteError, UsageError, run_door
+from gm.config import Config, load
+from gm.errors import UsageError, run_door
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "inference" / "sd_xl_base.yaml"
 FIRST_PROMPT = "a red circle on grey"
-NOTHING = "nothing"  # to compare with
-WIDGETS = (  # of section sample, in the order of the page
-    "negative_prompt", "sampler", "timestep_spacing", "karras_sigmas", "sample_step", "guidance_scale",
-    "guidance_rescale", "height", "width", "seed", "num_images", "unconditional",
-)  # fmt: skip
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-PIXELATED = 256  # smaller pictures are shown enlarged, pixel by pixel
 
 
 def main(arguments: list[str]) -> None:
@@ -53,200 +40,13 @@ def configuration(arguments: list[str]) -> Config:
 
 def page(arguments: list[str]) -> None:
     """Render the page; Streamlit calls this anew at every click."""
-    import streamlit as st
+    from gm.sampling.page import page
 
-    st.set_page_config("Sampling", layout="wide")
-    config = configuration(arguments)
-    begin(config)
-    with st.sidebar:
-        choose_weights(config)
-        choose_settings()
-        st.file_uploader(
-            "Settings of a picture", "png", key="picture", on_change=take_settings, help="A PNG that was drawn here"
-        )
-    st.text_area("Prompt", key="prompt", help="One on each line, with options of its own behind it if you like")
-    st.text_input("Negative prompt", key="negative_prompt")
-    pressed = st.button("Draw", type="primary", disabled="drawing" in st.session_state)
-    if message := st.session_state.pop("message", None):
-        st.error(message)
-    if pressed:
-        start_drawing(config)
-    if "drawing" in st.session_state:
-        wait()
-    show()
-
-
-def begin(config: Config) -> None:
-    """Give the widgets what the command line says, once."""
-    import streamlit as st
-
-    state = st.session_state
-    if "prompt" in state:
-        return
-    state.prompt, state.weight, state.other = config.sample.prompt, config.model.weight, NOTHING
-    state.prediction_type = config.diffusion.prediction_type
-    state.rescale_betas_zero_snr = config.diffusion.rescale_betas_zero_snr
-    for name in WIDGETS:
-        state[name] = getattr(config.sample, name)
-    state.sampler = canonical_name(state.sampler)
-
-
-def choose_weights(config: Config) -> None:
-    import streamlit as st
-
-    from gm.sampling.studio import weights_in
-
-    found = weights_in(Path(config.model.weight).parent, Path("checkpoints"))
-    found = list(dict.fromkeys([config.model.weight, st.session_state.weight, *found]))
-    st.selectbox("Weights", found, key="weight", accept_new_options=True, help="A whole model; a path may be typed in")
-    st.selectbox("Compare with", [NOTHING, *found], key="other", accept_new_options=True, help="At the same seeds")
-    with st.expander("What they predict"):
-        st.selectbox("Prediction", PREDICTIONS, key="prediction_type")
-        st.checkbox("Zero terminal SNR", key="rescale_betas_zero_snr")
-
-
-def choose_settings() -> None:
-    import streamlit as st
-
-    left, right = st.columns(2)
-    with left:
-        st.selectbox("Sampler", list(SAMPLERS), key="sampler")
-        st.number_input("Guidance", 0.0, 50.0, step=0.5, key="guidance_scale")
-        st.number_input("Height", 8, 4096, step=8, key="height")
-        st.number_input("Seed", 0, step=1, key="seed")
-    with right:
-        st.number_input("Steps", 1, 1000, step=1, key="sample_step")
-        st.number_input("Rescale", 0.0, 1.0, step=0.1, key="guidance_rescale", help="Of guidance")
-        st.number_input("Width", 8, 4096, step=8, key="width")
-        st.number_input("Pictures", 1, 64, step=1, key="num_images", help="Of each prompt")
-    with st.expander("Steps and guidance"):
-        st.selectbox("Timestep spacing", SPACINGS, key="timestep_spacing")
-        st.checkbox("Karras sigmas", key="karras_sigmas")
-        st.selectbox("Without a negative prompt", ("auto", "zeros", "empty", "dropout"), key="unconditional")
-
-
-def take_settings() -> None:
-    """Set the widgets to what the picture that was given was drawn with."""
-    import streamlit as st
-
-    from gm.sampling.output import read_settings
-
-    state = st.session_state
-    if state.picture is None:
-        return
-    try:
-        settings = read_settings(state.picture)
-        settings["sampler"] = canonical_name(settings.get("sampler", "euler"))
-        paths = {f"sample.{name}": name for name in ("prompt", *WIDGETS)}
-        paths |= {f"diffusion.{name}": name for name in ("prediction_type", "rescale_betas_zero_snr")}
-        taken = {
-            name: convert(SETTINGS[path], Given(settings[name], name, COMMAND_LINE))
-            for path, name in paths.items()
-            if name in settings
-        }
-    except (SuiteError, ValueError) as error:
-        state.message = str(error)
-        return
-    state.num_images = 1
-    for name, value in taken.items():
-        state[name] = value
-    weight = settings.get("weight", state.weight)
-    if Path(weight).exists():
-        state.weight = weight
-    else:
-        state.message = f"{state.picture.name} was drawn with {weight}, which is not here: its settings are taken alone"
-
-
-def start_drawing(config: Config) -> None:
-    import streamlit as st
-
-    from gm.sampling.studio import shared_studio
-
-    state = st.session_state
-    weights = [state.weight] + [state.other] * (state.other not in (NOTHING, state.weight, None))
-    prompts = [line.strip() for line in state.prompt.splitlines() if line.strip()]
-    place = Path(config.sample.save_path) / "page"
-    number = 1 + max((int(path.name) for path in place.glob("[0-9]*") if path.name.isdigit()), default=0)
-    folders = [place / f"{number:04d}" / letter for letter in "ab"[: len(weights)]]
-    sample = replace(config.sample, prompt=state.prompt, **{name: state[name] for name in WIDGETS})
-    diffusion = replace(
-        config.diffusion, prediction_type=state.prediction_type, rescale_betas_zero_snr=state.rescale_betas_zero_snr
-    )
-    configs = [
-        replace(config, sample=sample, diffusion=diffusion, model=replace(config.model, weight=weight))
-        for weight in weights
-    ]
-    try:
-        for one in configs:
-            validate(one, "sample")
-        state.drawing = (weights, *shared_studio().draw(configs, prompts, folders))
-    except (SuiteError, ValueError, OSError) as error:
-        state.message = str(error)
-    st.rerun()
-
-
-def wait() -> None:
-    """Show how far the drawing is until it is done."""
-    import streamlit as st
-
-    weights, future, progress = st.session_state.drawing
-    bar = st.progress(0.0, progress.words)
-    while not future.done():
-        bar.progress(min(progress.share, 1.0), progress.words)
-        time.sleep(0.2)
-    del st.session_state.drawing
-    try:
-        st.session_state.drawn = (weights, future.result())
-    except (SuiteError, OSError, ValueError, MemoryError, RuntimeError) as error:
-        st.session_state.message = str(error) or "out of memory: draw smaller pictures"
-    st.rerun()
-
-
-def show() -> None:
-    """The pictures: a gallery, or those of two models beside each other."""
-    import streamlit as st
-
-    if "drawn" not in st.session_state:
-        return
-    weights, drawn = st.session_state.drawn
-    st.caption(f"In {drawn[0][0].parent}")
-    if len(drawn) == 1:
-        columns = st.columns(min(4, len(drawn[0])))
-        for index, path in enumerate(drawn[0]):
-            with columns[index % len(columns)]:
-                show_picture(path)
-        return
-    for column, weight in zip(st.columns(2), weights):
-        column.subheader(Path(weight).name)
-    for pair in zip(*drawn):
-        for column, path in zip(st.columns(2), pair):
-            with column:
-                show_picture(path)
-
-
-def show_picture(path: Path) -> None:
-    import streamlit as st
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        picture.load()
-        about = f"{picture.text.get('seed')}: {picture.text.get('prompt')}"
-    if max(picture.size) < PIXELATED:
-        factor = -(-PIXELATED // max(picture.size))
-        picture = picture.resize([side * factor for side in picture.size], Image.Resampling.NEAREST)
-    st.image(picture, about)
-
-
-def in_streamlit() -> bool:
-    if "streamlit" not in sys.modules:
-        return False
-    from streamlit.runtime.scriptrunner import get_script_run_ctx
-
-    return get_script_run_ctx(suppress_warning=True) is not None
+    page(configuration(arguments))
 
 
 if __name__ == "__main__":
-    if in_streamlit():
+    if "streamlit" in sys.modules:  # which runs this file in a process of its own
         page(sys.argv[1:])
     else:
         run_door(main)

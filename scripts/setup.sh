@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv and install what the suite needs. Run again at any time: it goes on, repairs, or finds all done.
 #
-#   bash scripts/setup.sh [--extras test,reference,mpi] [--venv DIR] [--mindspore VERSION]
+#   bash scripts/setup.sh [--extras test,reference,mpi,ui] [--venv DIR] [--mindspore VERSION]
 #
 # PYTHON=/path/to/python chooses the Python a new environment is made with (3.10 to 3.12).
 # An environment is complete when its record (scripts/installed.py) says so. While packages are being written a marker

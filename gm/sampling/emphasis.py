@@ -10,9 +10,16 @@ the prompt are scaled so that their mean is what it was. The pooled state is not
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gm.data.tokens import MAX_LENGTH
+
+if TYPE_CHECKING:
+    from gm.data.tokens import Tokenizers
+
+CHUNK = MAX_LENGTH - 2  # tokens between start and end
 UP, DOWN = 1.1, 1 / 1.1
 TOKEN = re.compile(r"\\[()\[\]\\]|:\s*([+-]?[.\d]+)\s*\)|[()\[\]]|[^\\()\[\]:]+|[\\:]")
 
@@ -58,12 +65,42 @@ def fragments(prompt: str) -> list[Fragment]:
     return merged or [("", 1.0)]
 
 
-def emphasise(context: np.ndarray, weights: np.ndarray, widths: Sequence[int]) -> np.ndarray:
-    """States (N, sum of ``widths``) with each token (N,) at its weight; the mean of each encoder's part stays."""
-    parts, first = [], 0
-    for width in widths:
-        part = context[:, first : first + width]
-        weighted = part * weights[:, None].astype(part.dtype)
-        parts.append(weighted * (part.mean(dtype=np.float64) / weighted.mean(dtype=np.float64)).astype(part.dtype))
-        first += width
-    return np.concatenate(parts, axis=1)
+class Emphasis:
+    """The weights of prompts for text encoders of these ``widths``, by their ``tokenizers``."""
+
+    def __init__(self, tokenizers: "Tokenizers", widths: Sequence[int]):
+        self._codecs = [tokenizer.codec for tokenizer in tokenizers.each]
+        self._widths = widths
+
+    def apply(self, prompt: str, context: np.ndarray) -> np.ndarray:
+        """The states (77 n, C) of ``plain(prompt)`` with each token at its weight; the mean of each encoder's stays."""
+        parts, first = [], 0
+        for codec, width in zip(self._codecs, self._widths):
+            weights = token_weights(codec, fragments(prompt), len(context))
+            parts.append(emphasise(context[:, first : first + width], weights))
+            first += width
+        return np.concatenate(parts, axis=1)
+
+
+def plain(prompt: str) -> str:
+    """What a prompt says without its weights."""
+    return "".join(text for text, _ in fragments(prompt))
+
+
+def token_weights(codec: Any, pieces: Sequence[Fragment], length: int) -> np.ndarray:
+    """The weight of each of ``length`` states, 77 for every 75 tokens; 1 for start, end and filling."""
+    text = "".join(piece for piece, _ in pieces)
+    of_letters = np.concatenate([np.full(len(piece), weight) for piece, weight in pieces])
+    spans = codec(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
+    weights = np.ones((length // MAX_LENGTH, MAX_LENGTH))
+    for index, (_, end) in enumerate(spans[: len(weights) * CHUNK]):
+        weights[index // CHUNK, 1 + index % CHUNK] = of_letters[end - 1]
+    return weights.reshape(length)
+
+
+def emphasise(context: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """States (N, C) of one encoder times weights (N,), scaled so that their mean stays what it was."""
+    if (weights == 1).all():
+        return context
+    weighted = context * weights[:, None].astype(context.dtype)
+    return weighted * (context.mean(dtype=np.float64) / weighted.mean(dtype=np.float64)).astype(context.dtype)

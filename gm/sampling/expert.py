@@ -8,6 +8,7 @@ import numpy as np
 from gm.diffusion.guidance import classifier_free, rescale
 from gm.diffusion.objective import check_prediction_type
 from gm.diffusion.steps import NEARLY_ZERO, sigma_to_timestep, sigmas
+from gm.sampling.emphasis import Emphasis, plain
 from gm.sampling.settings import Request, Settings
 
 if TYPE_CHECKING:
@@ -34,10 +35,18 @@ class Draws(Protocol):
 
 
 class TextStates:
-    """What text encoders make of prompts: each text is encoded once, in batches of one shape."""
+    """What text encoders make of prompts: each text is encoded once, in batches of one shape.
 
-    def __init__(self, tokenizers: Tokenize, encode: Callable[..., tuple[np.ndarray, np.ndarray]]):
-        self._tokenizers, self._encode = tokenizers, encode
+    With ``emphasis``, brackets in a prompt are weights and not letters.
+    """
+
+    def __init__(
+        self,
+        tokenizers: Tokenize,
+        encode: Callable[..., tuple[np.ndarray, np.ndarray]],
+        emphasis: Emphasis | None = None,
+    ):
+        self._tokenizers, self._encode, self._emphasis = tokenizers, encode, emphasis
         self._known: dict[str, States] = {}
 
     def learn(self, texts: Sequence[str], batch_size: int) -> None:
@@ -45,9 +54,12 @@ class TextStates:
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         for first in range(0, len(new), batch_size):
             part = new[first : first + batch_size]
-            ids = self._tokenizers.encode(part + part[-1:] * (batch_size - len(part)))
+            filled = part + part[-1:] * (batch_size - len(part))
+            ids = self._tokenizers.encode([plain(text) for text in filled] if self._emphasis else filled)
             context, pooled = self._encode(*ids)
-            self._known |= {text: (context[row], pooled[row]) for row, text in enumerate(part)}
+            for row, text in enumerate(part):
+                states = self._emphasis.apply(text, context[row]) if self._emphasis else context[row]
+                self._known[text] = states, pooled[row]
 
     def __getitem__(self, text: str) -> States:
         return self._known[text]
@@ -57,7 +69,8 @@ class Expert:
     """A UNet that draws all steps of a run, or those of its half of the schedule.
 
     ``alphas_cumprod`` (T,) and ``prediction_type`` are those it was trained with. ``texts``: the text states it shares
-    with another expert; by default ``networks`` encodes what ``tokenizers`` make of the prompts.
+    with another expert; by default ``networks`` encodes what ``tokenizers`` make of the prompts, read with weights if
+    they are ``weighted`` (``gm.sampling.emphasis``).
     """
 
     def __init__(
@@ -67,10 +80,14 @@ class Expert:
         alphas_cumprod: np.ndarray,
         prediction_type: str = "epsilon",
         texts: TextStates | None = None,
+        weighted: bool = False,
     ):
         check_prediction_type(prediction_type, alphas_cumprod)
         self.networks, self.alphas_cumprod, self.prediction_type = networks, alphas_cumprod, prediction_type
-        self.texts = texts or TextStates(tokenizers, networks.encode_text)
+        if texts is None:
+            widths = [encoder.width for encoder in networks.architecture.text_encoders]
+            texts = TextStates(tokenizers, networks.encode_text, Emphasis(tokenizers, widths) if weighted else None)
+        self.texts = texts
 
     def encode_texts(self, requests: Sequence[Request], batch_size: int) -> None:
         """Encode what the requests need and was not encoded yet."""

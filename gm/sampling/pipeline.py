@@ -33,7 +33,8 @@ class Pipeline:
     """A model ready to draw. ``alphas_cumprod`` (T,) and ``prediction_type`` must be those it was trained with.
 
     ``second`` takes over from it at ``settings.denoising_end``, in the middle of the same run: no noise is added, and a
-    sampler that remembers earlier steps goes on remembering them. The autoencoder is the first's.
+    sampler that remembers earlier steps goes on remembering them. The autoencoder is the first's. With ``weighted``,
+    brackets in a prompt are weights (``gm.sampling.emphasis``).
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class Pipeline:
         alphas_cumprod: np.ndarray,
         prediction_type: str = "epsilon",
         second: Expert | None = None,
+        weighted: bool = False,
     ):
         self.networks, self.alphas_cumprod = networks, alphas_cumprod
-        self.first, self.second = Expert(networks, tokenizers, alphas_cumprod, prediction_type), second
+        self.first = Expert(networks, tokenizers, alphas_cumprod, prediction_type, weighted=weighted)
+        self.second = second
 
     @classmethod
     def from_weights(
@@ -56,6 +59,7 @@ class Pipeline:
         prediction_type: str = "epsilon",
         precision: str = "fp32",
         param_fp16: bool = False,
+        weighted: bool = False,
     ) -> "Pipeline":
         """From a full checkpoint: ``.ckpt``, ``.safetensors`` or a diffusers folder.
 
@@ -65,7 +69,7 @@ class Pipeline:
         from gm.sampling.networks import load_networks
 
         networks = load_networks(path, None, precision, param_fp16)
-        return cls(networks, tokenizers, alphas_cumprod, prediction_type)
+        return cls(networks, tokenizers, alphas_cumprod, prediction_type, weighted=weighted)
 
     @property
     def experts(self) -> tuple[Expert, ...]:

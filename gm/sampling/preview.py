@@ -42,6 +42,11 @@ class Preview:
         self._pipeline = Pipeline(networks, Tokenizers.of(config.model), schedule(config.diffusion), kind)
         every = self.wishes + [wish for wish, _ in self._anew]
         groups, size = batches_of(every, config.sample.batch_size)
+
+
+        abar, kind = schedule(config.diffusion), config.diffusion.prediction_type
+        self._pipeline = Pipeline(networks, tokenizers, abar, kind, weighted=sample.weighted_prompts)
+        groups, size = batches_of(self._wishes, sample.batch_size)
         for chosen, _ in groups:
             self._pipeline.check(chosen)
         self._pipeline.encode_texts([wish.request for wish in every], size)

@@ -20,6 +20,7 @@ from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_s
 from gm.errors import SuiteError, UsageError
 from gm.files import replacing
 from gm.launch import start
+from gm.sampling.emphasis import plain
 from gm.sampling.expert import Expert
 from gm.sampling.output import CONTACT_SHEET, contact_sheet, picture_name, save_manifest, save_picture
 from gm.sampling.pipeline import Drawn, Pipeline
@@ -44,7 +45,7 @@ def run(config: Config) -> Path:
     picture = _read_picture(sample.img) if sample.img else None
     check_weights(config)
     tokenizers = Tokenizers.of(config.model)
-    _warn_of_long_prompts(tokenizers, wishes)
+    _warn_of_long_prompts(tokenizers, wishes, sample.weighted_prompts)
 
     start_device(config)
     pipeline = build(config, tokenizers)
@@ -87,7 +88,8 @@ def build(config: Config, tokenizers: Tokenizers) -> Pipeline:
     begun = time.perf_counter()
     launch, diffusion, weight = config.launch, config.diffusion, config.model.weight
     abar, kind = schedule(diffusion), diffusion.prediction_type
-    pipeline = Pipeline.from_weights(weight, tokenizers, abar, kind, launch.precision, launch.param_fp16)
+    weighted = config.sample.weighted_prompts
+    pipeline = Pipeline.from_weights(weight, tokenizers, abar, kind, launch.precision, launch.param_fp16, weighted)
     if config.sample.stage2_weight:
         pipeline.second = second_stage(config, pipeline)
         weight += f" and {config.sample.stage2_weight}"
@@ -104,7 +106,8 @@ def second_stage(config: Config, pipeline: Pipeline) -> Expert:
     diffusion = second_diffusion(config)
     shared = None if networks.has_text_encoders else pipeline.first.texts
     tokenizers = None if shared else Tokenizers.of(replace(config.model, weight=path))
-    return Expert(networks, tokenizers, schedule(diffusion), diffusion.prediction_type, shared)
+    weighted = config.sample.weighted_prompts
+    return Expert(networks, tokenizers, schedule(diffusion), diffusion.prediction_type, shared, weighted)
 
 
 def draw(
@@ -166,6 +169,7 @@ def about(config: Config) -> dict[str, Any]:
         shared["stage2_prediction_type"] = second.prediction_type
         shared["stage2_rescale_betas_zero_snr"] = second.rescale_betas_zero_snr
     given = {"img": sample.img, "init_latent_path": sample.init_latent_path}
+    shared["weighted_prompts"] = sample.weighted_prompts
     return {**shared, "precision": config.launch.precision, **{name: path for name, path in given.items() if path}}
 
 
@@ -233,8 +237,8 @@ def check_weights(config: Config) -> None:
         check_parameterisation(Path(path), diffusion.prediction_type, diffusion.rescale_betas_zero_snr, prefix)
 
 
-def _warn_of_long_prompts(tokenizers: Tokenizers, wishes: list[Wish]) -> None:
-    texts = list(dict.fromkeys(wish.request.prompt for wish in wishes))
+def _warn_of_long_prompts(tokenizers: Tokenizers, wishes: list[Wish], weighted: bool) -> None:
+    texts = list(dict.fromkeys(plain(wish.request.prompt) if weighted else wish.request.prompt for wish in wishes))
     for text, cut in zip(texts, tokenizers.cut_off(texts)):
         if cut:
             log.warning("the last %d tokens of %r are not seen: a prompt has at most 75", cut, text)

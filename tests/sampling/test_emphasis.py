@@ -1,9 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gm.sampling.emphasis import emphasise, fragments
+from gm.data.tokens import Tokenizers
+from gm.models.architecture import TINY_SDXL
+from gm.sampling.emphasis import Emphasis, emphasise, fragments, plain, token_weights
+
+TOKENIZER = Path(__file__).parents[2] / "demo/tiny/tokenizer"
 
 
 @pytest.mark.parametrize(
@@ -53,16 +59,45 @@ def states():
     return np.random.default_rng(0).normal(0.3, 1, (77, 10)).astype(np.float32)
 
 
-def test_a_weight_scales_its_tokens_and_the_mean_of_each_encoder_stays():
+def test_a_weight_scales_its_tokens_and_the_mean_stays():
     weights = np.ones(77)
     weights[3] = 1.5
     context = states()
-    found = emphasise(context, weights, (4, 6))
+    found = emphasise(context, weights)
+    ratio = found / context
+    np.testing.assert_allclose(ratio[3] / ratio[0], 1.5, rtol=1e-5)
+    np.testing.assert_allclose(found.mean(), context.mean(), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return Tokenizers.load(TOKENIZER, encoders=TINY_SDXL.text_encoders)
+
+
+def test_tokens_have_the_weight_of_their_letters(tokenizers):
+    codec = tokenizers.each[0].codec
+    prompt = "a (red:1.5)  Circle on [grey]"
+    found = token_weights(codec, fragments(prompt), 77)
+    counts = [len(codec(word, add_special_tokens=False).input_ids) for word in ("a", "red", "circle", "on", "grey")]
+    expected = np.repeat([1, 1.5, 1, 1, 1 / 1.1], counts)
+    np.testing.assert_allclose(found[1 : 1 + len(expected)], expected)
+    assert (np.delete(found, np.arange(1, 1 + len(expected))) == 1).all()
+
+
+def test_weights_of_long_prompts_follow_the_chunks(tokenizers):
+    codec = tokenizers.each[0].codec
+    prompt = "red " * 100 + "(blue:2)"
+    found = token_weights(codec, fragments(prompt), 2 * 77)
+    count = len(codec(plain(prompt), add_special_tokens=False).input_ids)
+    last = 77 + 1 + count - 1 - 75
+    assert (found[last], found[last + 1], found[77], found[0]) == (2, 1, 1, 1)
+
+
+def test_each_encoder_keeps_its_own_mean_and_plain_prompts_are_not_touched(tokenizers):
+    emphasis = Emphasis(tokenizers, (4, 6))
+    context = states()
+    np.testing.assert_array_equal(emphasis.apply("a red circle", context), context)
+    found = emphasis.apply("a (red:1.5) circle", context)
     for part in (slice(0, 4), slice(4, 10)):
-        ratio = found[:, part] / context[:, part]
-        np.testing.assert_allclose(ratio[3] / ratio[0], 1.5, rtol=1e-5)
         np.testing.assert_allclose(found[:, part].mean(), context[:, part].mean(), rtol=1e-5)
-
-
-def test_weights_of_one_change_nothing():
-    np.testing.assert_array_equal(emphasise(states(), np.ones(77), (4, 6)), states())
+        assert np.abs(found[:, part] - context[:, part]).max() > 0.1

@@ -3,9 +3,14 @@ from pathlib import Path
 import pytest
 
 from gm.config import load
-from gm.sampling.run import settings
+from gm.data.tokens import Tokenizers
+from gm.errors import SuiteError
+from gm.models.architecture import TINY_SDXL
+from gm.sampling.run import build, run, settings
 
-RECIPES = Path(__file__).parents[2] / "configs/inference"
+ROOT = Path(__file__).parents[2]
+RECIPES, TOKENIZER = ROOT / "configs/inference", ROOT / "demo/tiny/tokenizer"
+WEIGHT = ROOT / "demo/tiny/tiny_sdxl.safetensors"
 
 
 def test_scores_of_the_command_line_reach_the_refiner():
@@ -33,3 +38,64 @@ def test_a_recipe_says_what_its_model_predicts(recipe, kind):
     config = load(["--prompt", "x", "--config", str(RECIPES / f"{recipe}.yaml")], door="sample")
     assert config.diffusion.prediction_type == kind
     assert settings(config).unconditional == "auto"
+
+
+def stages(tmp_path, second, *words):
+    """The pipeline of the tiny recipe with a second stage."""
+    arguments = ["--prompt", "x", "--config", str(RECIPES / "tiny_sdxl.yaml"), "--tokenizer", str(TOKENIZER)]
+    arguments += ["--weight", str(WEIGHT), "--stage2_weight", str(second), "--denoising_end", "0.65", *words]
+    config = load(arguments, door="sample")
+    return build(config, Tokenizers.of(config.model))
+
+
+def test_a_second_unet_alone_shares_the_texts_of_the_first(tmp_path):
+    from gm.models.build import build_unet
+    from gm.weights.load import write_parameters
+
+    write_parameters(tmp_path / "unet_10.ckpt", build_unet(TINY_SDXL.unet, 3))
+    words = ("--prediction_type", "v_prediction", "--rescale_betas_zero_snr", "True")
+    pipeline = stages(tmp_path, tmp_path / "unet_10.ckpt", *words)
+    assert pipeline.second.texts is pipeline.first.texts
+    assert pipeline.second.prediction_type == "v_prediction"
+    assert pipeline.second.alphas_cumprod[-1] == pipeline.alphas_cumprod[-1] == 0
+    assert pipeline.second.networks.architecture.size_numbers == 6
+
+
+def test_a_second_model_has_texts_and_a_schedule_of_its_own(tmp_path, write_random_model, families):
+    second = write_random_model(tmp_path / "refiner.ckpt", families["refiner"])
+    words = ("--prediction_type", "v_prediction", "--rescale_betas_zero_snr", "True")
+    words += ("--stage2_prediction_type", "epsilon", "--stage2_rescale_betas_zero_snr", "False")
+    pipeline = stages(tmp_path, second, *words)
+    assert pipeline.second.texts is not pipeline.first.texts
+    assert pipeline.second.prediction_type == "epsilon"
+    assert pipeline.second.alphas_cumprod[-1] > 0 == pipeline.alphas_cumprod[-1]
+
+
+def test_a_second_stage_that_cannot_go_on_is_refused(tmp_path, write_random_model, families):
+    from gm.models.build import build_autoencoder, build_unet
+    from gm.weights.load import write_parameters
+
+    other = write_random_model(tmp_path / "sd15.ckpt", families["sd-1"])
+    with pytest.raises(SuiteError, match=r"sd15.ckpt draws latents of 4 channels scaled by 0.18215.*one family"):
+        stages(tmp_path, other)
+    write_parameters(tmp_path / "refiner_unet.ckpt", build_unet(families["refiner"].unet, 3))
+    with pytest.raises(SuiteError, match=r"no text encoders.*merge_weight\.py"):
+        stages(tmp_path, tmp_path / "refiner_unet.ckpt")
+    write_parameters(tmp_path / "vae.ckpt", build_autoencoder(TINY_SDXL.autoencoder, 3))
+    with pytest.raises(SuiteError, match="has no UNet"):
+        stages(tmp_path, tmp_path / "vae.ckpt")
+
+
+def test_weights_of_two_parameterisations_are_refused_with_the_flag_that_mends_it(tmp_path):
+    second = tmp_path / "run/weights/unet_10.ckpt"
+    second.parent.mkdir(parents=True)
+    second.write_bytes(b"")
+    (tmp_path / "run/config.yaml").write_text(
+        "diffusion: {prediction_type: v_prediction, rescale_betas_zero_snr: true}"
+    )
+    arguments = ["--prompt", "x", "--config", str(RECIPES / "tiny_sdxl.yaml"), "--weight", str(WEIGHT)]
+    arguments += ["--stage2_weight", str(second), "--denoising_end", "0.65"]
+    with pytest.raises(
+        SuiteError, match=r"trained with prediction_type v_.*give --stage2_prediction_type v_"
+    ):
+        run(load(arguments, door="sample"))

@@ -9,6 +9,9 @@ from gm.config.sections.setting import setting
 class SampleConfig:
     prompt: str = setting("", "what to draw; or the path of a text file with one prompt a line")
     negative_prompt: str = setting("", "what to steer away from")
+    weighted_prompts: bool = setting(
+        False, "read (word:1.3), (word) and [word] in prompts as weights, as the Stable Diffusion web UI does"
+    )
     sampler: str = setting(
         "euler",
         "euler, euler_ancestral, heun, ddim, ddpm, dpmpp_2m, dpmpp_2s_ancestral, unipc, lms or lcm; or MindONE's class "
