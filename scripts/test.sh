@@ -10,8 +10,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV:-$root/.venv}
-extras=test,reference,mpi
-extras=test,reference,ui
+extras=test,reference,mpi,ui
 cores=$(getconf _NPROCESSORS_ONLN)
 # A file's tests share what they compile, so they stay together; a process can take 4 GB, so 4 of them are enough.
 parallel=(-n $((cores < 4 ? cores : 4)) --dist loadfile)

@@ -95,7 +95,5 @@ def test_weights_of_two_parameterisations_are_refused_with_the_flag_that_mends_i
     )
     arguments = ["--prompt", "x", "--config", str(RECIPES / "tiny_sdxl.yaml"), "--weight", str(WEIGHT)]
     arguments += ["--stage2_weight", str(second), "--denoising_end", "0.65"]
-    with pytest.raises(
-        SuiteError, match=r"trained with prediction_type v_.*give --stage2_prediction_type v_"
-    ):
+    with pytest.raises(SuiteError, match=r"trained with prediction_type v_.*give --stage2_prediction_type v_"):
         run(load(arguments, door="sample"))
