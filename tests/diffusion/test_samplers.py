@@ -7,7 +7,7 @@ import pytest
 from gm.diffusion.denoiser import initial_latents, to_denoised
 from gm.diffusion.samplers import SAMPLERS, find_sampler
 from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_snr
-from gm.diffusion.steps import SPACINGS, add_noise, inference_steps
+from gm.diffusion.steps import SPACINGS, add_noise, inference_steps, sigma_to_timestep
 
 ABAR = alphas_cumprod(betas())
 ZERO_TERMINAL = alphas_cumprod(rescale_zero_terminal_snr(betas()))
@@ -199,6 +199,53 @@ def test_names_of_mindone_are_known_and_others_are_listed():
     assert find_sampler("EulerEDMSampler") is SAMPLERS["euler"]
     with pytest.raises(ValueError, match="euler_ancestral"):
         find_sampler("eulr")
+
+
+def k_diffusion_2s_ancestral(model, x, sigmas, noise_sampler):
+    """``sample_dpmpp_2s_ancestral`` of k_diffusion/sampling.py (0.1.1, MIT licence), line by line in float64."""
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i])
+        sigma_up = min(
+            sigmas[i + 1], (sigmas[i + 1] ** 2 * (sigmas[i] ** 2 - sigmas[i + 1] ** 2) / sigmas[i] ** 2) ** 0.5
+        )
+        sigma_down = (sigmas[i + 1] ** 2 - sigma_up**2) ** 0.5
+        if sigma_down == 0:
+            d = (x - denoised) / sigmas[i]
+            x = x + d * (sigma_down - sigmas[i])
+        else:
+            t, t_next = -np.log(sigmas[i]), -np.log(sigma_down)
+            r = 1 / 2
+            h = t_next - t
+            s = t + r * h
+            x_2 = (np.exp(-s) / np.exp(-t)) * x - np.expm1(-h * r) * denoised
+            denoised_2 = model(x_2, np.exp(-s))
+            x = (np.exp(-t_next) / np.exp(-t)) * x - np.expm1(-h) * denoised_2
+        if sigmas[i + 1] > 0:
+            x = x + noise_sampler() * sigma_up
+    return x
+
+
+@pytest.mark.parametrize("karras", [False, True])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize(("spacing", "num_steps"), [("leading", 7), ("trailing", 1), ("trailing", 20), ("linspace", 7)])
+def test_2s_ancestral_follows_k_diffusion(prediction_type, spacing, num_steps, karras):
+    steps = inference_steps(ABAR, num_steps, spacing, karras)
+    sigmas = np.sqrt(1 / np.append(steps.alphas_cumprod, 1.0) - 1)
+    known = dict(zip(sigmas.tolist(), steps.timesteps.tolist()))
+
+    def denoised(x, sigma):
+        timestep = known.get(float(sigma), float(sigma_to_timestep(sigma, ABAR)))
+        scaled = x / np.sqrt(sigma**2 + 1)
+        return to_denoised(made_up_model(scaled, timestep), scaled, 1 / (sigma**2 + 1), prediction_type)
+
+    start = noise_like(1)
+    generator = np.random.default_rng(5)
+    x = start * steps.initial_scale * np.sqrt(sigmas[0] ** 2 + 1)
+    expected = k_diffusion_2s_ancestral(
+        denoised, x, sigmas, lambda: generator.standard_normal(SHAPE).astype(np.float32)
+    )
+    found = run("dpmpp_2s_ancestral", made_up_model, start, steps, prediction_type)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.reference
