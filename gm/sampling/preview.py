@@ -15,9 +15,10 @@ from gm.files import replacing
 from gm.models.unet import UNet
 from gm.sampling.networks import load_networks
 from gm.sampling.output import CONTACT_SHEET, contact_sheet
-from gm.sampling.pipeline import Drawn, Pipeline, Request, Settings
+from gm.sampling.pipeline import Drawn, Pipeline
 from gm.sampling.prompts import Wish, make_wishes, read_prompts
 from gm.sampling.run import batches_of, draw, schedule, settings
+from gm.sampling.settings import Request, Settings
 
 DATASETS = "datasets"  # folder of what is drawn from training pictures
 
@@ -38,15 +39,11 @@ class Preview:
         self.wishes = _wishes(config) if config.validation.infer_during_train else []
         self._anew = _anew(config) if config.validation.using_datasets else []
         networks = load_networks(config.model.weight, unet)
-        kind = config.diffusion.prediction_type
-        self._pipeline = Pipeline(networks, Tokenizers.of(config.model), schedule(config.diffusion), kind)
+        abar, kind = schedule(config.diffusion), config.diffusion.prediction_type
+        weighted = config.sample.weighted_prompts
+        self._pipeline = Pipeline(networks, Tokenizers.of(config.model), abar, kind, weighted=weighted)
         every = self.wishes + [wish for wish, _ in self._anew]
         groups, size = batches_of(every, config.sample.batch_size)
-
-
-        abar, kind = schedule(config.diffusion), config.diffusion.prediction_type
-        self._pipeline = Pipeline(networks, tokenizers, abar, kind, weighted=sample.weighted_prompts)
-        groups, size = batches_of(self._wishes, sample.batch_size)
         for chosen, _ in groups:
             self._pipeline.check(chosen)
         self._pipeline.encode_texts([wish.request for wish in every], size)
