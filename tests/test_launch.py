@@ -209,3 +209,38 @@ def test_processes_of_a_machine_share_its_cores(cores, count):
 def test_threads_of_several_processes_start_at_different_cores():
     assert [share(range(8), place, 4, threads=2) for place in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert [share([2, 3], place, 2, threads=5) for place in range(2)] == [[2, 3], [2, 3]]
+
+
+class Heard:
+    """Peers that note what they are told."""
+
+    def __init__(self):
+        self.told = []
+
+    def leave(self):
+        self.told.append("bye")
+
+    def failed(self, reason):
+        self.told.append(reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (None, "bye"),
+        (SystemExit(0), "bye"),
+        (SuiteError("no picture left"), "no picture left"),
+        (FileNotFoundError(2, "", "a.png"), "no such file or folder at a.png"),
+        (ValueError("shapes differ"), "ValueError: shapes differ"),
+    ],
+)
+def test_the_others_are_told_how_it_ended(error, told):
+    peers = Heard()
+    device = Device("CPU", 1, 2, peers)
+    if error is None:
+        with device:
+            pass
+    else:
+        with pytest.raises(type(error)), device:
+            raise error
+    assert peers.told == [told]
