@@ -244,3 +244,71 @@ def test_the_others_are_told_how_it_ended(error, told):
         with pytest.raises(type(error)), device:
             raise error
     assert peers.told == [told]
+
+
+@pytest.fixture
+def together(fake, monkeypatch):
+    """Start rank 1 of 2 on a server of four cores, with stand-ins for the others and the communication."""
+    joined, kept = [], []
+    peers = Heard()
+    peers.rank, peers.size, peers.neighbours = 1, 2, [0, 1]
+    peers.hosts, peers.cores = ("server-a", "server-a"), ((0, 1, 2, 3), (0, 1, 2, 3))
+    peers.agree = lambda facts: peers.told.append(facts)
+    communication = SimpleNamespace(join=lambda target, process, *_: joined.append((target, process.rank)))
+    monkeypatch.setitem(sys.modules, "gm.parallel.communication", communication)
+    monkeypatch.setattr("gm.parallel.communication", communication, raising=False)
+    monkeypatch.setattr("gm.launch.connect", lambda process, *_: peers)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(peers.cores[1]))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, cores: kept.append(cores))
+    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_OPP_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SIZE": 2, "RANK": 1, "LOCAL_RANK": 1, "LOCAL_SIZE": 2}.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", str(value))
+
+    def run(ascend=False, **settings):
+        mindspore = fake(ascend=ascend)
+        return start(LaunchConfig(**settings), together=True), mindspore
+
+    return SimpleNamespace(start=run, joined=joined, kept=kept, peers=peers)
+
+
+def test_a_rank_computes_on_its_share_of_the_cores(together):
+    device, _ = together.start()
+    assert device == Device("CPU", 1, 2)
+    assert device.peers is together.peers
+    assert together.joined == [("CPU", 1)]
+    assert together.kept == [[2, 3]]
+    together.start(threads=1)
+    assert together.kept[1:] == [[1]]
+
+
+def test_cores_that_mpirun_has_given_stay(together):
+    together.peers.cores = ((0, 1), (2, 3))
+    together.start()
+    assert together.kept == []
+
+
+def test_a_rank_takes_its_card_and_leaves_the_cores_to_ascend(together, monkeypatch):
+    monkeypatch.setenv("ASCEND_HOME_PATH", "there")
+    device, mindspore = together.start(ascend=True)
+    assert device == Device("Ascend", 1, 2)
+    assert ("device", "Ascend", 1) in mindspore.calls
+    assert together.joined == [("Ascend", 1)]
+    assert together.kept == []
+
+
+def test_ranks_must_have_the_same_device_and_versions(together):
+    together.start()
+    (facts,) = together.peers.told
+    assert facts["device"] == "CPU"
+    assert "MindSpore 2.9.0, numpy 1." in facts["versions"]
+
+
+def test_the_scheduler_of_msrun_leaves_at_once_on_the_cpu(fake, monkeypatch):
+    mindspore = fake(ascend=False)
+    for name, value in {"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        start(LaunchConfig(device_target="CPU"), together=True)
+    assert ended.value.code == 0
+    assert mindspore.calls == []

@@ -42,14 +42,12 @@ def join(target: str, process: Process, peers: Peers, timeout: float) -> None:
 
 
 def _join_cpu(process: Process, peers: Peers, timeout: timedelta) -> None:
-    global _store
-    host = socket.gethostbyname(process.host)
-    port = None
+    host, port, store = socket.gethostbyname(process.host), None, None
     if process.rank == 0:
         for _ in range(TRIES):
             port = _free_port()
             try:
-                _store = TCPStore(host, port, process.size, True, timeout, wait_for_workers=False)
+                store = TCPStore(host, port, process.size, True, timeout, wait_for_workers=False)
                 break
             except RuntimeError:
                 port = None
@@ -57,16 +55,17 @@ def _join_cpu(process: Process, peers: Peers, timeout: timedelta) -> None:
     if port is None:
         raise SuiteError(f"rank 0 finds no free port on {host}")
     if process.rank:
-        _store = TCPStore(host, port, process.size, False, timeout)
+        store = TCPStore(host, port, process.size, False, timeout)
+    _kept.append(store)
     # Neither is public: mint.distributed.init_process_group, which is, takes HCCL alone.
     if hasattr(management, "_init_with_store"):  # from 2.9 on
-        management._init_with_store(timeout=timeout, world_size=process.size, rank=process.rank, store=_store)
+        management._init_with_store(timeout=timeout, world_size=process.size, rank=process.rank, store=store)
     else:
         milliseconds = int(timeout.total_seconds() * 1000)
-        management._init_without_sched(timeout=milliseconds, world_size=process.size, rank=process.rank, store=_store)
+        management._init_without_sched(timeout=milliseconds, world_size=process.size, rank=process.rank, store=store)
 
 
-_store: TCPStore | None = None  # rank 0 keeps it as long as it lives
+_kept: list[TCPStore] = []  # a store serves as long as it lives
 
 
 def _free_port() -> int:
