@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,13 +63,13 @@ def place(tmp_path):
 
 
 class Launched:
-    def __init__(self, place, *arguments):
+    def __init__(self, place, *arguments, command=("stand_in.py", "--first", "x"), **variables):
         environment = {name: value for name, value in os.environ.items() if name not in processes.VARIABLES}
         self.place = place
         self.process = subprocess.Popen(
-            [sys.executable, "-c", DOOR, "logs", "stand_in.py", "--first", "x", "--", *arguments],
+            [sys.executable, "-c", DOOR, "logs", *command, "--", *arguments],
             cwd=place,
-            env=environment | {"PYTHONPATH": str(ROOT)},
+            env=environment | {"PYTHONPATH": str(ROOT)} | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -122,6 +123,35 @@ def test_a_second_server_starts_its_own_ranks(place):
     # Both servers must know the meeting point's port, so it is not drawn here.
     assert all(variables["MS_SCHED_PORT"] is None for _, _, variables in told.values())
     assert not (place / "rank_0.json").exists()
+
+
+MEETING = """
+import os
+from gm.parallel import peers, processes
+me = peers.connect(processes.identify(os.environ), 20, 5)
+print(me.gather("rank", [me.rank, me.process.device_id]))
+me.leave()
+"""
+
+
+def test_two_servers_meet_at_the_address_of_the_first(place):
+    (place / "meeting.py").write_text(MEETING)
+    servers = [
+        rank_table.make(f"127.0.0.{number}", [0, 1], {0: f"10.1.{number}.0", 1: f"10.1.{number}.1"})
+        for number in (1, 2)
+    ]
+    rank_table.merge(servers).write(place / "loop.json")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    second, first = (
+        Launched(place, "loop.json", *ranks, "4", "data", command=["meeting.py"], MS_SCHED_PORT=port)
+        for ranks in (("2", "4"), ("0", "2"))
+    )
+    for launched in (first, second):
+        code, output, errors = launched.ended()
+        assert (code, errors) == (0, "")
+        assert output.splitlines()[1] == "[[0, 0], [1, 1], [2, 0], [3, 1]]"
 
 
 def test_the_exit_code_and_the_line_are_those_of_the_rank_that_failed_first(place):
