@@ -11,12 +11,12 @@ from gm.models.architecture import HEAD_WIDTH, UNetArchitecture
 from gm.models.attention import CrossAttention
 from gm.models.layers import (
     Conv2d,
+    GatedGELU,
     GroupNorm,
     Identity,
     LayerNorm,
     Linear,
     SiLU,
-    gelu,
     sinusoidal_embedding,
     upsample_nearest,
     zeroed,
@@ -56,12 +56,11 @@ class GEGLU(nn.Cell):
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
-        self.out_features = out_features
         self.proj = Linear(in_features, 2 * out_features)
+        self.gate = GatedGELU()
 
     def construct(self, x: Tensor) -> Tensor:
-        value, gate = ops.split(self.proj(x), self.out_features, axis=-1)
-        return value * gelu(gate)
+        return self.gate(self.proj(x))
 
 
 class FeedForward(nn.Cell):

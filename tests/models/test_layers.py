@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from mindspore import ops
 
+from gm.models import layers
 from gm.models.layers import gelu, quick_gelu, sinusoidal_embedding, upsample_nearest
 
 torch = pytest.importorskip("torch")
@@ -68,3 +69,56 @@ def test_timesteps_are_embedded_at_geometric_frequencies():
         - torch.cat([angles.cos(), angles.sin()], dim=1).numpy()
     )
     assert (error.max(axis=1) <= np.spacing(values.numpy()) + 1e-6).all()
+
+
+class Slopes(ms.nn.Cell):
+    """The gradients by input and by parameters, for given slopes of the output."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.trained = ms.ParameterTuple(network.trainable_params())
+        self.gradients = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+
+    def construct(self, x, slopes):
+        return self.gradients(self.network, self.trained)(x, slopes)
+
+
+class TorchGatedGELU(torch.nn.Module):
+    def forward(self, x):
+        value, gate = x.chunk(2, dim=-1)
+        return value * torch.nn.functional.gelu(gate)
+
+
+LAYERS = {
+    "group_norm": (lambda: layers.GroupNorm(4, 16, 1e-6), lambda: torch.nn.GroupNorm(4, 16, 1e-6), (3, 16, 6, 5)),
+    "group_norm of one picture": (lambda: layers.GroupNorm(2, 8), lambda: torch.nn.GroupNorm(2, 8), (1, 8, 1, 3)),
+    "layer_norm": (lambda: layers.LayerNorm(24), lambda: torch.nn.LayerNorm(24), (2, 7, 24)),
+    "gated_gelu": (layers.GatedGELU, TorchGatedGELU, (2, 3, 16)),
+}
+
+
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])
+@pytest.mark.parametrize("device", ["CPU", "Ascend"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_formulation_is_the_layer_and_its_gradients(name, device, mode, monkeypatch):
+    """What is built on each device, on a picture far from zero: all but the plain operators run on CPU alone."""
+    monkeypatch.setattr(layers, "STAND_INS", {"CPU": layers.STAND_INS.get(device, ())})
+    ms.set_context(mode=mode)
+    ours, theirs, shape = LAYERS[name]
+    ours, theirs = ours(), theirs()
+    rng = np.random.default_rng(1)
+    x = (2 * rng.normal(size=shape) + 3).astype(np.float32)
+    for parameter, reference in zip(ours.trainable_params(), theirs.parameters()):
+        value = rng.normal(size=reference.shape).astype(np.float32)
+        parameter.set_data(ms.Tensor(value))
+        reference.data = torch.from_numpy(value)
+    given = torch.tensor(x, requires_grad=True)
+    expected = theirs(given)
+    slopes = rng.normal(size=expected.shape).astype(np.float32)
+    expected.backward(torch.from_numpy(slopes))
+    (by_input,), by_parameters = Slopes(ours)(ms.Tensor(x), ms.Tensor(slopes))
+    wanted = [expected.detach(), given.grad, *(parameter.grad for parameter in theirs.parameters())]
+    for mine, other in zip([ours(ms.Tensor(x)), by_input, *by_parameters], wanted):
+        scale = other.abs().max().item()
+        np.testing.assert_allclose(mine.asnumpy(), other.numpy(), rtol=0, atol=1e-5 * scale)
