@@ -1,4 +1,4 @@
-"""How much arithmetic a UNet is, counted from its shapes.
+"""How much arithmetic a UNet and its text towers are, counted from their shapes.
 
 A multiplication with its addition is two floating point operations; what is counted are convolutions, linear layers and
 the two products of attention, as is usual for model FLOPs (Chowdhery et al. 2022, arXiv 2204.02311, appendix B). Norms,
@@ -7,7 +7,7 @@ activations and whatever a device repeats to save memory are not.
 
 from dataclasses import dataclass
 
-from gm.models.architecture import UNetArchitecture
+from gm.models.architecture import ModelArchitecture, TextEncoderArchitecture, UNetArchitecture
 
 CONTEXT_LENGTH = 77  # tokens of CLIP
 BACKWARD = 2  # a backward pass is the forward pass's products twice: once for the inputs, once for the weights
@@ -72,9 +72,25 @@ def unet_forward(arch: UNetArchitecture, height: int, width: int, context_length
     return total
 
 
-def unet_training(arch: UNetArchitecture, height: int, width: int, context_length: int = CONTEXT_LENGTH) -> int:
-    """Floating point operations of a training step for one sample: forward and backward, nothing computed twice."""
-    return (1 + BACKWARD) * unet_forward(arch, height, width, context_length)
+def text_encoder_forward(arch: TextEncoderArchitecture) -> int:
+    """Floating point operations for one text: of the layers that something the UNet is given depends on."""
+    tokens, width = arch.max_length, arch.width
+    attention = 4 * _linear(tokens, width, width) + 2 * _linear(tokens, width, tokens)
+    layer = attention + _linear(tokens, width, arch.mlp_dim) + _linear(tokens, arch.mlp_dim, width)
+    if not arch.pooled:
+        return arch.layers_below * layer
+    return arch.layers * layer + _linear(1, width, arch.projection_dim)
+
+
+def training(arch: ModelArchitecture, height: int, width: int, text_encoders: bool = False) -> int:
+    """Floating point operations of a training step for one sample: forward and backward, nothing computed twice.
+
+    ``height`` and ``width`` are those of the latents. Of the UNet, and of the text towers if they are trained.
+    """
+    forward = unet_forward(arch.unet, height, width)
+    if text_encoders:
+        forward += sum(text_encoder_forward(tower) for tower in arch.text_encoders)
+    return (1 + BACKWARD) * forward
 
 
 def _linear(rows: int, in_features: int, out_features: int) -> int:

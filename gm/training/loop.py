@@ -52,4 +52,4 @@ def train(config: Config, make_draw: MakeDraw | None = None) -> None:
             folder.path.mkdir(parents=True, exist_ok=True)
             write_to(folder.path / "log.txt")
             write_text(folder.path / "config.yaml", config.to_yaml())
-            Run(config, folder, architecture.unet, parts, batches, held_out, draw).go()
+            Run(config, folder, architecture, parts, batches, held_out, draw).go()

@@ -15,7 +15,7 @@ from gm.config.sections.training import TrainConfig
 from gm.data.batches import Batch, Batches
 from gm.errors import SuiteError, os_error_reason
 from gm.models import flops
-from gm.models.architecture import UNetArchitecture
+from gm.models.architecture import ModelArchitecture
 from gm.training import eval_loss, metrics, plots, state
 from gm.training.assemble import Parts
 from gm.training.interruption import Interruption
@@ -39,7 +39,7 @@ class Run:
         self,
         config: Config,
         folder: RunFolder,
-        architecture: UNetArchitecture,
+        architecture: ModelArchitecture,
         parts: Parts,
         batches: Batches,
         held_out: list[Batch] | None = None,
@@ -49,7 +49,7 @@ class Run:
         parts.step.set_train()
         self.parts, self.step = parts, parts.step
         self.contents = state.Contents(parts.weights, parts.ema.state if parts.ema else [], parts.state)
-        self.flops = partial(flops.unet_training, architecture)
+        self.flops = partial(flops.training, architecture, text_encoders=config.train.text_encoders)
         self.samples = config.data.per_batch_size * config.optim.gradient_accumulation_steps  # of a step
         self.watch = Stopwatch()
         self.compilations = Compilations(self.watch)

@@ -95,7 +95,7 @@ def start(config: Config, network, make_batch, events=None, held_out=None, draw=
     cursor = read_progress(folder).cursor if folder.resumed else (0, 0)
     source = FakeBatches(make_batch, cursor, events, **batches)
     parts = assemble(config, TINY_SDXL, network)
-    return Run(config, folder, TINY_SDXL.unet, parts, source, held_out, draw)
+    return Run(config, folder, TINY_SDXL, parts, source, held_out, draw)
 
 
 def main(arguments: list[str]) -> None:
