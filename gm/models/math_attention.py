@@ -82,16 +82,21 @@ class MathAttention(nn.Cell):
         dtype = query.dtype
         heads, queries, width = query.shape
         keys = key.shape[1]
-        # Softmax's gradient is weights * (d - t) with d = dout v^T and t = dout . out, one number per query. Two more
-        # columns of the product (t rounded, and the rest) subtract it: broadcasting over d costs four times its memory
-        # on the CPU, kept for as long as the graph lives.
+        # Softmax's gradient is weights * (d - t) with d = dout v^T and t = dout . out, one number per query. One more
+        # column of the product subtracts it, a second one what rounding t took away: broadcasting over d costs four
+        # times its memory on the CPU, kept for as long as the graph lives.
         products = (out.astype(ms.float32) * dout.astype(ms.float32)).reshape(heads * queries, width)
         total = self.total(products, ops.ones((width, 1), ms.float32)).reshape(heads, queries, 1)
         coarse = operand(total, dtype, self.rounding)
-        fine = operand(total - coarse.astype(ms.float32), dtype, self.rounding)
         dout = operand(dout, dtype, self.rounding)
-        slope = ops.concat((dout, -coarse, -fine), axis=-1)
-        value = ops.concat((value, ops.ones((heads, keys, 2), dtype)), axis=-1)
+        if dtype == ms.float32 and self.rounding is None:
+            columns = 1
+            slope = ops.concat((dout, coarse), axis=-1)
+        else:
+            columns = 2
+            fine = operand(total - coarse.astype(ms.float32), dtype, self.rounding)
+            slope = ops.concat((dout, coarse, fine), axis=-1)
+        value = ops.concat((value, -ops.ones((heads, keys, columns), dtype)), axis=-1)
 
         query = query * self.scale
         dquery, dkey, dvalue = (), (), ()

@@ -7,6 +7,7 @@ output of the last but one layer of ViT-H. What a model takes is data of its ``T
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops import operations as P
 
 from gm.models.architecture import HEAD_WIDTH, TextEncoderArchitecture, VisionEncoderArchitecture
 from gm.models.attention import MultiHeadAttention
@@ -157,10 +158,13 @@ class OpenCLIPAttention(nn.Cell):
         self.out_proj = Linear(width, width)
         self.attention = MultiHeadAttention(heads, HEAD_WIDTH, causal=True)
         self.width = width
+        self.matmul = P.MatMul(transpose_b=True)
+        self.bias_add = P.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
-        fused = ops.matmul(x.reshape(batch * length, width), self.in_proj_weight.T) + self.in_proj_bias
+        fused = self.matmul(x.reshape(batch * length, width), self.in_proj_weight)
+        fused = self.bias_add(fused, self.in_proj_bias)
         query, key, value = ops.split(fused.reshape(batch, length, 3 * width), self.width, axis=-1)
         return self.out_proj(self.attention(query, key, value))
 

@@ -12,9 +12,10 @@ from gm.models.layers import stands_in
 DOT_ROWS = 64  # products of vectors of which a sum of squares is made: the more, the more exact
 
 _map = ops.HyperMap()
-_half_square_sum = P.L2Loss()
+_l2_loss = P.L2Loss()
 _dot = P.BatchMatMul(transpose_b=True)
 _square_sum = ops.MultitypeFuncGraph("square_sum")
+_size = ops.MultitypeFuncGraph("size")
 _scale = ops.MultitypeFuncGraph("scale")
 _add = ops.MultitypeFuncGraph("add")
 _clear = ops.MultitypeFuncGraph("clear")
@@ -22,13 +23,24 @@ _clear = ops.MultitypeFuncGraph("clear")
 
 @ops.constexpr
 def _kernel(size: int) -> str:
-    """What adds up the squares of ``size`` numbers fastest; see ``docs/performance.md``."""
+    """What adds up the squares of ``size`` numbers fastest, of the sums that are exact enough."""
     if stands_in("square_sum"):
         if size <= 2**14:
-            return "loss"
+            return "loss"  # adds up naively on CPU: 4 % off at 20 million numbers
         if size >= 2**17 and size % DOT_ROWS == 0:
             return "dots"
     return "sum"
+
+
+@ops.constexpr
+def _shares(sizes: tuple[int, ...]) -> Tensor:
+    """What the kernels' sums have to be multiplied with: L2Loss halves."""
+    return Tensor([2.0 if _kernel(size) == "loss" else 1.0 for size in sizes], ms.float32)
+
+
+@_size.register("Tensor")
+def _size_tensor(gradient):
+    return gradient.size
 
 
 @_square_sum.register("Tensor")
@@ -36,8 +48,7 @@ def _square_sum_tensor(gradient):
     wide = gradient.astype(ms.float32)
     kernel = _kernel(gradient.size)
     if kernel == "loss":
-        # For few numbers only: it adds up naively on CPU and is 4 % off at 20 million.
-        return 2.0 * _half_square_sum(wide)
+        return _l2_loss(wide)
     if kernel == "dots":
         rows = wide.reshape(DOT_ROWS, 1, -1)
         return ops.reduce_sum(_dot(rows, rows))
@@ -63,7 +74,7 @@ def _clear_tensor(total):
 
 def square_sums(gradients: tuple[Tensor, ...]) -> Tensor:
     """The sum of squares of each gradient, a float32 vector; not finite where a gradient is not."""
-    return ops.stack(_map(_square_sum, gradients))
+    return ops.stack(_map(_square_sum, gradients)) * _shares(_map(_size, gradients))
 
 
 def global_norm(gradients: tuple[Tensor, ...]) -> Tensor:

@@ -122,3 +122,24 @@ def test_every_formulation_is_the_layer_and_its_gradients(name, device, mode, mo
     for mine, other in zip([ours(ms.Tensor(x)), by_input, *by_parameters], wanted):
         scale = other.abs().max().item()
         np.testing.assert_allclose(mine.asnumpy(), other.numpy(), rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize("layer", ["group_norm", "layer_norm"])
+def test_norms_do_not_cancel_far_from_zero(layer, half):
+    """A mean of 500 standard deviations costs float32 three of its seven digits, not all: deviations are squared."""
+    rng = np.random.default_rng(2)
+    ours = layers.GroupNorm(2, 8) if layer == "group_norm" else layers.LayerNorm(12)
+    x = rng.normal(500.0, 1.0, (2, 8, 5, 12)).astype(np.float16 if half else np.float32)
+    slopes = rng.normal(size=x.shape).astype(x.dtype)
+    out, ((by_input,), _) = ours(ms.Tensor(x)), Slopes(ours)(ms.Tensor(x), ms.Tensor(slopes))
+    width = 4 * 60 if layer == "group_norm" else 12
+    rows, given = (array.astype(np.float64).reshape(-1, width) for array in (x, slopes))
+    deviation = rows - rows.mean(axis=1, keepdims=True)
+    rate = 1.0 / np.sqrt((deviation**2).mean(axis=1, keepdims=True) + 1e-5)
+    normal = deviation * rate
+    wanted = rate * (given - given.mean(axis=1, keepdims=True) - normal * (given * normal).mean(axis=1, keepdims=True))
+    tolerance = 2**-9 if half else 2e-4
+    for mine, right in ((out, normal), (by_input, wanted)):
+        assert mine.dtype == (ms.float16 if half else ms.float32)
+        np.testing.assert_allclose(mine.asnumpy().reshape(right.shape), right, atol=tolerance * np.abs(right).max())
