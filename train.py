@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int | None:
         from gm.evaluation.preview import ScoredPreview
         from gm.training import loop
 
-        return loop.train(config, ScoredPreview)
+        return loop.train(config, ScoredPreview, device)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from gm.config.sections.data import CacheConfig, DataConfig, ModelConfig
-from gm.config.sections.machine import LaunchConfig
+from gm.config.sections.machine import LaunchConfig, ParallelConfig
 from gm.config.sections.sample import SampleConfig
 from gm.config.sections.setting import setting
 from gm.config.sections.training import DiffusionConfig, OptimConfig, TrainConfig, ValidationConfig
@@ -31,6 +31,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def to_yaml(self) -> str:
@@ -109,7 +110,7 @@ def _of(leaf: Field, path: str) -> Setting:
 
 SETTINGS: dict[str, Setting] = _settings()
 
-TRAIN_SECTIONS = ("", "model", "data", "cache", "diffusion", "optim", "train", "validation", "launch")
+TRAIN_SECTIONS = ("", "model", "data", "cache", "diffusion", "optim", "train", "validation", "launch", "parallel")
 SAMPLE_SECTIONS = ("", "model", "diffusion", "sample", "launch")
 EVAL_SECTIONS = ("", "model", "data", "cache", "diffusion", "validation", "launch", "sample")
 # Whose leaves are flags at a door: two sections share some names (seed, save_path). Dotted keys reach all of them.
@@ -127,4 +128,8 @@ VALIDATION_FLAGS: dict[str, str] = {
 }
 
 # Settings that parse but of which this release runs these values only; others are refused. Delete a row to open it.
-NOT_IN_THIS_RELEASE: dict[str, tuple[Any, ...]] = {}
+NOT_IN_THIS_RELEASE: dict[str, tuple[Any, ...]] = {
+    "parallel.zero_stage": (0,),
+    "parallel.ici_tensor_parallelism": (1,),
+    "parallel.dcn_tensor_parallelism": (1,),
+}

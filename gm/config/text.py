@@ -19,6 +19,7 @@ SECTION_TITLES = {
     "train": "train: the run",
     "validation": "validation: pictures and loss on the way",
     "launch": "launch: device and mode",
+    "parallel": "parallel: several devices",
     "sample": "sample: drawing pictures",
 }
 HELP_COLUMN, HELP_WIDTH = 30, 118

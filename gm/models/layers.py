@@ -67,12 +67,14 @@ class Linear(nn.Cell):
         self.in_features, self.out_features = in_features, out_features
         self.weight = Initializer.uniform((out_features, in_features), in_features)
         self.bias = Initializer.uniform((out_features,), in_features) if bias else None
+        self.whole = None  # what the weight passes first, where a device keeps only a part of it
         self.matmul = P.MatMul(transpose_b=True)
         self.bias_add = P.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
         rows = operand(x.reshape(-1, self.in_features), x.dtype, self.rounding)
-        out = self.matmul(rows, operand(self.weight, x.dtype, self.rounding))
+        weight = self.weight if self.whole is None else self.whole(self.weight.astype(x.dtype))
+        out = self.matmul(rows, operand(weight, x.dtype, self.rounding))
         if self.bias is not None:
             out = self.bias_add(out, operand(self.bias, x.dtype, self.rounding))
         out = operand(out, x.dtype, self.rounding)
@@ -96,14 +98,13 @@ class Conv2d(nn.Cell):
         fan_in = in_channels * kernel_size * kernel_size
         self.weight = Initializer.uniform((out_channels, in_channels, kernel_size, kernel_size), fan_in)
         self.bias = Initializer.uniform((out_channels,), fan_in)
+        self.whole = None  # as in Linear
         self.conv = P.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
         self.bias_add = P.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
-        out = self.conv(
-            operand(x, x.dtype, self.rounding),
-            operand(self.weight, x.dtype, self.rounding),
-        )
+        weight = self.weight if self.whole is None else self.whole(self.weight.astype(x.dtype))
+        out = self.conv(operand(x, x.dtype, self.rounding), operand(weight, x.dtype, self.rounding))
         out = self.bias_add(out, operand(self.bias, x.dtype, self.rounding))
         return operand(out, x.dtype, self.rounding)
 

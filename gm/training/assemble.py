@@ -1,6 +1,7 @@
 """From a configuration to the parts of a run: the network and the compiled step around it."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from mindspore import Parameter, nn
 
@@ -13,14 +14,19 @@ from gm.models.build import build_unet
 from gm.models.precision import set_precision
 from gm.models.recompute import recompute
 from gm.models.unet import UNet
+from gm.parallel.whole import share_out
+from gm.parallel.world import World
 from gm.training.adafactor import Adafactor
 from gm.training.adamw import AdamW
 from gm.training.ema import EMA
+from gm.training.exchange import Exchange
 from gm.training.lion import Lion
 from gm.training.loss import DiffusionLoss
 from gm.training.online import PictureLoss
 from gm.training.optimizer import Optimizer
 from gm.training.scaler import LossScale
+from gm.training.sharing import Layout, SharedOptimizer, SharingExchange, lay_out, shares
+from gm.training.state import Contents
 from gm.training.step import AccumulatingStep, TrainStep
 from gm.weights.files import open_weights
 from gm.weights.load import load_into
@@ -47,20 +53,30 @@ def load_unet(config: Config) -> tuple[ModelArchitecture, UNet]:
 class Parts:
     """What a run trains and with what: the ``weights`` it saves, optimizer, loss scale, average, loss, and the step.
 
-    ``loss`` is what an evaluation goes by: of latents, or of pictures if the text encoders are trained.
+    ``loss`` is what an evaluation goes by: of latents, or of pictures if the text encoders are trained. ``layout``: how
+    weights and state are shared out with other devices, if they are.
     """
 
     weights: list[Parameter]
-    optimizer: Optimizer
+    optimizer: Optimizer | SharedOptimizer
     scaler: LossScale | None
     ema: EMA | None
     loss: DiffusionLoss | PictureLoss
     step: TrainStep | AccumulatingStep
+    layout: Layout | None = None
 
     @property
     def state(self) -> list[Parameter]:
         """Everything but weights and averages that an exact resume has to restore."""
         return self.optimizer.state + (self.scaler.state if self.scaler else [])
+
+    @property
+    def contents(self) -> Contents:
+        """What a checkpoint keeps of it."""
+        averages = self.ema.state if self.ema else []
+        if self.layout is None:
+            return Contents(self.weights, averages, self.state)
+        return Contents(self.weights, [], self.state, shares(self.layout, self.optimizer, averages))
 
     @property
     def graphs(self) -> list[nn.Cell]:
@@ -79,32 +95,57 @@ def trained_params(config: Config, unet: UNet, encoders: NetworkEncoders | None)
 
 
 def assemble(
-    config: Config, architecture: ModelArchitecture, unet: UNet, encoders: NetworkEncoders | None = None
+    config: Config,
+    architecture: ModelArchitecture,
+    unet: UNet,
+    encoders: NetworkEncoders | None = None,
+    world: World | None = None,
 ) -> Parts:
-    """The training step of a configuration around a UNet; with ``encoders`` it takes pictures and encodes them."""
-    recompute(unet, config.train.recompute)
-    optim, launch = config.optim, config.launch
+    """The training step of a configuration around a UNet; with ``encoders`` it takes pictures and encodes them.
+
+    In a ``world`` of several processes it is this one's part of it.
+    """
+    world = world or World()
+    optim, launch, parallel = config.optim, config.launch, config.parallel
+    networks = [unet, encoders.conditioner] if config.train.text_encoders else [unet]
+    shards = {}
+    for network in networks:
+        recompute(network, config.train.recompute)
+        if parallel.zero_stage == 3 and world.size > 1:
+            shards |= share_out(network, world.group("fsdp"))
     weights = unet.trainable_params()
     if config.train.text_encoders:
-        recompute(encoders.conditioner, config.train.recompute)
         weights += encoders.conditioner.get_parameters()
-    optimizer = build_optimizer(optim, trained_params(config, unet, encoders))
+    trained, layout = trained_params(config, unet, encoders), None
+    if parallel.zero_stage and world.size > 1:
+        layout = lay_out(trained, world, parallel.bucket_mb, shards)
+        optimizer = SharedOptimizer(layout, world, partial(build_optimizer, optim))
+    else:
+        optimizer = build_optimizer(optim, trained)
     # Where gradients pass through float16, small ones vanish without a loss scale.
     narrow = launch.precision == "fp16" or launch.param_fp16
     scaler = LossScale(launch.init_loss_scale, launch.loss_scale_window) if narrow else None
     ema = None
     if optim.use_ema:
-        ema = EMA(weights, optim.ema_decay, optim.ema_update_interval, optimizer.wide(weights))
+        averaged = weights if layout is None else [flat.parameter for flat in layout.flats]
+        ema = EMA(averaged, optim.ema_decay, optim.ema_update_interval, optimizer.wide(averaged))
     loss = build_loss(architecture, unet)
     of_pictures = loss
     if encoders is not None:
         of_pictures = PictureLoss(loss, encoders.autoencoder, encoders.conditioner, config.train.text_encoders)
     max_norm = optim.max_grad_norm if optim.clip_grad else None
-    if optim.gradient_accumulation_steps == 1:
-        step = TrainStep(of_pictures, optimizer, max_norm, ema, scaler)
+    exchange = None
+    if layout is not None:
+        exchange = SharingExchange(world, layout, parallel.bucket_mb, early=parallel.zero_stage > 1)
+    elif world.size > 1:
+        exchange = Exchange(world, optimizer.trained, parallel.bucket_mb)
+    batches = optim.gradient_accumulation_steps
+    if batches == 1:
+        step = TrainStep(of_pictures, optimizer, max_norm, ema, scaler, exchange)
     else:
-        step = AccumulatingStep(of_pictures, optimizer, max_norm, ema, optim.gradient_accumulation_steps, scaler)
-    return Parts(weights, optimizer, scaler, ema, of_pictures if config.train.text_encoders else loss, step)
+        step = AccumulatingStep(of_pictures, optimizer, max_norm, ema, batches, scaler, exchange)
+    evaluated = of_pictures if config.train.text_encoders else loss
+    return Parts(weights, optimizer, scaler, ema, evaluated, step, layout)
 
 
 def build_optimizer(optim: OptimConfig, trained: list[Parameter]) -> Optimizer:

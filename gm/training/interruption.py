@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
@@ -13,12 +13,14 @@ class Interruption:
     """While active, the first of these signals only asks the loop to end; a second one is an ordinary Ctrl-C.
 
     SIGUSR1 is what mpirun hands on to its processes; those of SIGINT and SIGTERM it kills itself, without waiting.
+    ``tell`` is called with the name of the first signal.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None] = lambda name: None) -> None:
         self.requested = False
+        self._tell = tell
         self._last_words: str | None = None
 
     def __enter__(self) -> "Interruption":
@@ -51,6 +53,7 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        self._tell(name)
         log.info("%s: ending after this step; once more ends at once", name)
 
     def _end(self, why: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
@@ -58,6 +59,19 @@ class Metrics:
         except OSError:
             if error is None:  # else it is the same full disk once more
                 raise
+
+
+class Unwritten(AbstractContextManager):
+    """In place of ``Metrics`` in all processes but the first, which writes what all of them know."""
+
+    def add(self, step: int, **values: float | None) -> None:
+        """As ``Metrics.add``, to nowhere."""
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """As ``Metrics.show``, to nowhere."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
 
 
 class Board:

@@ -35,6 +35,11 @@ def decays(parameter: Parameter) -> bool:
     return len(parameter.shape) > 1
 
 
+def decaying(parameter: Parameter) -> bool:
+    """``decays`` for what may also be a flat shard, which says it itself."""
+    return getattr(parameter, "decays", decays(parameter))
+
+
 def zeros(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
     """A float32 zero ``prefix.<name>`` for each parameter, in its shape."""
     return ParameterTuple([zero(f"{prefix}.{parameter.name}", parameter.shape) for parameter in parameters])
@@ -65,7 +70,9 @@ class Optimizer(nn.Cell):
         self.narrow, self.copies = ParameterTuple(narrow), ParameterTuple(copies)
         self.narrows = len(narrow) > 0
         self.weight_decay = weight_decay
-        self.decayed = ParameterTuple([master for master in self.masters if weight_decay and decays(master)])
+        self.decayed = ParameterTuple(
+            [master for master, own in zip(self.masters, parameters) if weight_decay and decaying(own)]
+        )
         self.shrinks = len(self.decayed) > 0
         self.updates = zero(counter, ())
         self.one = Tensor(1.0, ms.float32)

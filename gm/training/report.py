@@ -8,15 +8,21 @@ from gm.config import Config
 from gm.data.batches import Batches, encodes_in_step
 from gm.data.noising import describe
 from gm.models.architecture import ModelArchitecture
+from gm.parallel.world import World
 from gm.training.assemble import Parts
 from gm.training.memory import estimate
 
 log = logging.getLogger(__name__)
 
 
-def report(config: Config, architecture: ModelArchitecture, parts: Parts, batches: Batches) -> None:
+def report(
+    config: Config, architecture: ModelArchitecture, parts: Parts, batches: Batches, world: World | None = None
+) -> None:
     """Say what will be trained, on what, and what it takes."""
     samples = config.data.per_batch_size * config.optim.gradient_accumulation_steps
+    if world is not None and world.size > 1:
+        samples *= world.batch[1]
+        log.info("%d devices: %s", world.size, world.mesh.describe())
     epochs = config.train.max_train_steps / batches.steps_per_epoch
     log.info("training %s parameters", f"{sum(parameter.size for parameter in parts.optimizer.trained):,}")
     log.info("objective: %s", describe(config.diffusion))

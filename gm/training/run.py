@@ -16,6 +16,7 @@ from gm.data.batches import Batch, Batches
 from gm.errors import SuiteError, os_error_reason
 from gm.models import flops
 from gm.models.architecture import ModelArchitecture
+from gm.parallel.world import World
 from gm.training import eval_loss, metrics, plots, state
 from gm.training.assemble import Parts
 from gm.training.interruption import Interruption
@@ -32,7 +33,8 @@ log = logging.getLogger(__name__)
 class Run:
     """A run from its first step, or the one it resumes at, to its last.
 
-    ``held_out``: batches for the evaluation loss; ``draw``: draws pictures with the UNet into a folder.
+    ``held_out``: batches for the evaluation loss; ``draw``: draws pictures with the UNet into a folder. Each process of
+    a ``world`` has a run of its own; they take the same steps, and the first one writes.
     """
 
     def __init__(
@@ -44,13 +46,15 @@ class Run:
         batches: Batches,
         held_out: list[Batch] | None = None,
         draw: Draw | None = None,
+        world: World | None = None,
     ):
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.world = config, folder, world or World()
         parts.step.set_train()
         self.parts, self.step = parts, parts.step
-        self.contents = state.Contents(parts.weights, parts.ema.state if parts.ema else [], parts.state)
+        self.contents = parts.contents
         self.flops = partial(flops.training, architecture, text_encoders=config.train.text_encoders)
-        self.samples = config.data.per_batch_size * config.optim.gradient_accumulation_steps  # of a step
+        self.own_samples = config.data.per_batch_size * config.optim.gradient_accumulation_steps  # of a step
+        self.samples = self.own_samples * self.world.batch[1]  # of all devices
         self.watch = Stopwatch()
         self.compilations = Compilations(self.watch)
         self.sizes = len(batches.sizes)
@@ -69,7 +73,8 @@ class Run:
         evaluation = None
         if held_out:
             evaluation = eval_loss.EvalLoss(parts.loss, held_out, config.diffusion, eval_loss.grid(config))
-        self.validation = Validation(config, folder, self.done, evaluation, draw, self.compilations)
+        first = self.world.first
+        self.validation = Validation(config, folder, self.done, evaluation, draw, self.compilations, first)
 
     def go(self) -> None:
         """Train to the end, or to an interruption; either way the last step is saved.
@@ -83,21 +88,22 @@ class Run:
             return
         try:
             with (
-                metrics.Metrics(self.folder.metrics, self.folder.path / "tensorboard", self.done) as logged,
-                tqdm(total=total, initial=self.done, unit="step", dynamic_ncols=True, smoothing=0.1) as self.bar,
+                self.logged() as logged,
+                self.progress(total) as self.bar,
                 logging_redirect_tqdm(),
-                Interruption() as self.interruption,
+                Interruption(self.world.peers.request_end) as self.interruption,
             ):
                 self.recorder = Recorder(logged, self.watch, self.config.train.peak_tflops)
                 if not self.done:
                     logged.show(0, metrics.tagged(self.validation.look(0, logged.show)))  # a line belongs to a step
-                while self.done < total and not self.interruption.requested:
+                while self.done < total and self.may_go_on():
                     self.one_step()
                     if checkpoint_due(self.config.train, self.done, self.samples):
                         self.save()
                 if self.done and self.saved != self.done:
                     self.save()
-            plots.plot_run(self.folder)
+            if self.world.first:
+                plots.plot_run(self.folder)
         except OSError as error:
             reason, remedy = os_error_reason(error)
             raise SuiteError("; ".join(filter(None, (reason, remedy, self.how_to_go_on())))) from error
@@ -106,6 +112,21 @@ class Run:
             log.info("interrupted after step %d of %d: %s", self.done, total, self.how_to_go_on())
         else:
             log.info("done: %s", self.folder.weights(self.done))
+
+    def logged(self) -> metrics.Metrics | metrics.Unwritten:
+        if not self.world.first:
+            return metrics.Unwritten()
+        return metrics.Metrics(self.folder.metrics, self.folder.path / "tensorboard", self.done)
+
+    def progress(self, total: int) -> tqdm:
+        hidden = not self.world.first
+        return tqdm(total=total, initial=self.done, unit="step", dynamic_ncols=True, smoothing=0.1, disable=hidden)
+
+    def may_go_on(self) -> bool:
+        """Whether to take another step. When any process is asked to end, all of them do so after the same one."""
+        if self.world.size == 1:
+            return not self.interruption.requested
+        return self.world.peers.may_take(self.done + 1)
 
     def how_to_go_on(self) -> str:
         if self.saved is None:
@@ -143,7 +164,7 @@ class Run:
             log.info("%s in %.1f s", made, known["compile_seconds"])
         if self.saving:
             known["save_seconds"], self.saving = round(self.saving, 4), 0.0
-        self.recorder.add(Taken(step, outputs, self.samples, self.samples * self.flops(*shape[2:]), known))
+        self.recorder.add(Taken(step, outputs, self.samples, self.own_samples * self.flops(*shape[2:]), known))
         self.done = step
         self.bar.update()
         look = self.validation.due(step)
@@ -158,8 +179,8 @@ class Run:
         try:
             return [next(self.feed) for _ in range(self.config.optim.gradient_accumulation_steps)]
         except (SuiteError, OSError) as error:
-            if self.done and self.saved != self.done:
-                self.save()
+            if self.done and self.saved != self.done and self.world.size == 1:
+                self.save()  # of several processes the others do not know of it
             if isinstance(error, OSError):
                 raise
             raise SuiteError(f"{error}; {self.how_to_go_on()}") from error
@@ -171,7 +192,7 @@ class Run:
         height, width = (8 * side for side in shape[2:])
         self.bar.set_postfix_str("compiling")
         log.info("compiling the step for %dx%d pictures, %d of %d", width, height, len(self.seen), self.sizes)
-        if self.done and self.saved != self.done:
+        if (self.done and self.saved != self.done) or self.world.size > 1:
             return nullcontext()
         return self.interruption.nothing_to_lose(f"ended while compiling; {self.how_to_go_on()}")
 
@@ -202,8 +223,10 @@ class Run:
 
     def write(self) -> None:
         with self.watch("save") as spent:
-            state.save(self.folder, state.Progress(self.done, self.feed.cursor, self.config.train.seed), self.contents)
-            self.folder.keep_newest(self.config.train.max_num_ckpt, self.done)
+            progress = state.Progress(self.done, self.feed.cursor, self.config.train.seed)
+            state.save(self.folder, progress, self.contents, self.world)
+            if self.world.first:
+                self.folder.keep_newest(self.config.train.max_num_ckpt, self.done)
         self.saved, self.saving = self.done, self.saving + spent()
         log.info("step %d saved in %.1f s", self.done, spent())
 

@@ -3,14 +3,15 @@
 weights/unet_N.ckpt, unet_ema_N.ckpt    the UNet after step N under its original keys
 state/step_N/state.json                 step, data cursor, seed; the sizes of the files that belong to them; a checksum
 state/step_N/optimizer.ckpt             what the optimizer and the step keep
+state/step_N/shard_I_of_N.ckpt          what several devices share out of it (gm.training.shared_state)
 """
 
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,11 +19,11 @@ from mindspore import Parameter
 
 from gm.errors import SuiteError
 from gm.files import write_json
+from gm.parallel.world import World
 from gm.training.run_folder import RunFolder
-from gm.weights.files import open_weights
+from gm.training.shared_state import EMA_PREFIX, Shares, Target, open_state, shapes_of, targets, unaveraged
+from gm.weights.files import WeightFile, open_weights
 from gm.weights.load import as_tensor, write_parameters
-
-EMA_PREFIX = "ema."
 
 
 @dataclass(frozen=True)
@@ -36,28 +37,57 @@ class Progress:
 
 @dataclass(frozen=True)
 class Contents:
-    """The parameters a checkpoint keeps: trained weights, their averages if there are any, and all other state."""
+    """The parameters a checkpoint keeps: trained weights, their averages if there are any, and all other state.
+
+    ``shares``: what of these several devices share out; the lists have the rest.
+    """
 
     weights: list[Parameter]
     averages: list[Parameter]
     state: list[Parameter]
+    shares: Shares | None = None
 
 
-def save(folder: RunFolder, progress: Progress, contents: Contents) -> None:
+def save(folder: RunFolder, progress: Progress, contents: Contents, world: World | None = None) -> None:
     """Write weights and state of a step; the state folder appears whole, after the weights it belongs to.
 
+    Of several processes each calls this; it returns when all is there.
+
     Raises:
-        OSError: it could not be written; what was there before still is, and nothing else.
+        OSError, SuiteError: it could not be written; what was there before still is, and nothing else.
     """
-    target = folder.state(progress.step)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    again = target.exists()  # the same step once more, after a resume from an earlier one
+    world = world or World()
+    unfinished = folder.state(progress.step).with_name(f".step_{progress.step}.tmp")
     try:
-        write_parameters(folder.weights(progress.step), contents.weights)
-        if contents.averages:
-            write_parameters(folder.weights(progress.step, average=True), contents.averages, without=EMA_PREFIX)
+        if contents.shares is not None:
+            if world.first:  # what a process that was killed may have left
+                shutil.rmtree(unfinished, ignore_errors=True)
+            world.wait(f"before saving step {progress.step}")
+            contents.shares.write(unfinished)
+            world.wait(f"pieces of step {progress.step} written")
+        if world.first:
+            _finish(folder, progress, contents, unfinished)
+        world.wait(f"step {progress.step} saved")
+    finally:
+        if world.first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _finish(folder: RunFolder, progress: Progress, contents: Contents, unfinished: Path) -> None:
+    target, shares = folder.state(progress.step), contents.shares
+    again = target.exists()  # the same step once more, after a resume from an earlier one
+    joined = nullcontext((contents.weights, contents.averages))
+    if shares is not None:
+        joined = shares.joined(unfinished, contents.weights)
+    try:
+        with joined as (weights, averages):
+            write_parameters(folder.weights(progress.step), weights)
+            if averages:
+                write_parameters(folder.weights(progress.step, average=True), averages, without=EMA_PREFIX)
         write_parameters(unfinished / "optimizer.ckpt", contents.state)
         found = asdict(progress) | {"files": sizes(folder, unfinished, progress.step)}
+        if shares is not None:
+            found |= {"shapes": shapes_of(shares.state)}
         write_json(unfinished / "state.json", found | {"checksum": checksum(found)})
         if again:
             shutil.rmtree(target)
@@ -66,15 +96,13 @@ def save(folder: RunFolder, progress: Progress, contents: Contents) -> None:
         if not again:
             folder.remove_weights(progress.step)
         raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     folder.mark_latest(progress.step)
 
 
 def sizes(folder: RunFolder, state: Path, step: int) -> dict[str, int]:
     """Bytes of the files of a checkpoint, by their names in the run's folder."""
     files = {f"weights/{path.name}": path for average in (False, True) for path in [folder.weights(step, average)]}
-    files[f"state/step_{step}/optimizer.ckpt"] = state / "optimizer.ckpt"
+    files |= {f"state/step_{step}/{path.name}": path for path in sorted(state.glob("*.ckpt"))}
     return {name: path.stat().st_size for name, path in files.items() if path.exists()}
 
 
@@ -117,13 +145,30 @@ def restore(folder: RunFolder, contents: Contents) -> Progress:
     Raises:
         SuiteError: a file is missing or damaged, or of another configuration; names the file and the remedy.
     """
-    progress = read_progress(folder)
+    progress, shares = read_progress(folder), contents.shares or Shares()
+    done: list[Callable[[], None]] = []
+    parts = {target.name: target for target in targets(shares.weights, done)}
+    weights = [parts.get(weight.name, weight) for weight in contents.weights]
+    averages = [*contents.averages, *targets(shares.averages, done)]
+    if shares.averages:
+        averages += unaveraged(contents.weights, averages)
     with remedy(folder):
-        fill(contents.weights, folder.weights(progress.step))
-        fill(contents.state, folder.resumed / "optimizer.ckpt")
-        if contents.averages:
-            fill(contents.averages, folder.weights(progress.step, average=True), without=EMA_PREFIX)
+        with open_weights(folder.weights(progress.step)) as file:
+            fill(weights, file)
+        with open_state(folder.resumed, shapes(folder)) as file:
+            fill([*contents.state, *targets(shares.state, done)], file)
+        if averages:
+            with open_weights(folder.weights(progress.step, average=True)) as file:
+                fill(averages, file, without=EMA_PREFIX)
+    for finish in done:
+        finish()
+    shares.fill_published({weight.name: weight for weight in contents.weights})
     return progress
+
+
+def shapes(folder: RunFolder) -> dict[str, list[int]]:
+    """Those of the tensors that the state to resume has in pieces."""
+    return json.loads((folder.resumed / "state.json").read_text(encoding="utf-8")).get("shapes", {})
 
 
 @contextmanager
@@ -143,24 +188,23 @@ class OtherConfigurationError(SuiteError):
     """A state that is whole, but not of this configuration."""
 
 
-def fill(parameters: list[Parameter], path: Path, without: str = "") -> None:
+def fill(parameters: Sequence[Parameter | Target], file: WeightFile, without: str = "") -> None:
     """Load parameters from a file that has each of them under its name (less ``without``) and nothing else.
 
     Raises:
         SuiteError: the file is missing or damaged, or belongs to another configuration.
     """
-    with open_weights(path) as file:
-        names = {parameter.name.removeprefix(without): parameter for parameter in parameters}
-        differing = set(names) ^ set(file.names())
-        if differing:
+    names = {parameter.name.removeprefix(without): parameter for parameter in parameters}
+    differing = set(names) ^ set(file.names())
+    if differing:
+        raise OtherConfigurationError(
+            f"{file.path} is of another configuration ({len(differing)} names differ, such as {min(differing)}): "
+            "resume with the settings the run was started with"
+        )
+    for name, parameter in names.items():
+        if tuple(file.shape(name)) != tuple(parameter.shape):
             raise OtherConfigurationError(
-                f"{path} is of another configuration ({len(differing)} names differ, such as {min(differing)}): "
+                f"{file.path}: {name} has shape {file.shape(name)}, the network {tuple(parameter.shape)}: "
                 "resume with the settings the run was started with"
             )
-        for name, parameter in names.items():
-            if tuple(file.shape(name)) != tuple(parameter.shape):
-                raise OtherConfigurationError(
-                    f"{path}: {name} has shape {file.shape(name)}, the network {tuple(parameter.shape)}: "
-                    "resume with the settings the run was started with"
-                )
-            parameter.set_data(as_tensor(file, name, parameter.dtype))
+        parameter.set_data(as_tensor(file, name, parameter.dtype))

@@ -12,9 +12,11 @@ from gm.compilation import Graph
 from gm.data.batches import PICTURE_FIELDS
 from gm.training import gradients
 from gm.training.ema import EMA
+from gm.training.exchange import Exchange
 from gm.training.loss import BATCH_FIELDS, DiffusionLoss
 from gm.training.optimizer import Optimizer, zeros
 from gm.training.scaler import SMALLEST, Differentiate, LossScale
+from gm.training.sharing import SharedOptimizer
 
 
 class Numbers(NamedTuple):
@@ -75,9 +77,12 @@ class Update(nn.Cell):
         max_grad_norm: float | None,
         ema: EMA | None,
         scaler: LossScale | None,
+        exchange: Exchange | None = None,
     ):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
+        self.exchange = exchange
+        self.shared = isinstance(optimizer, SharedOptimizer)
         self.max_grad_norm = max_grad_norm
         self.ema = ema
         self.scaler = scaler
@@ -85,6 +90,8 @@ class Update(nn.Cell):
 
     def construct(self, grads: tuple[Tensor, ...], loss: Tensor, lr: Tensor) -> tuple[Tensor, ...]:
         sums = gradients.square_sums(grads)
+        if self.exchange is not None:
+            sums = self.exchange.square_sums(sums)
         norm = ops.sqrt(ops.reduce_sum(sums))
         if self.scaler is not None:
             unscale = 1.0 / self.scaler.scale
@@ -103,6 +110,8 @@ class Update(nn.Cell):
                 updates = ops.depend(updates, self.ema(updates))
         # Where the gradients are Parameters, MindSpore drops a branch whose result nothing depends on.
         norm = ops.depend(norm, updates)
+        if self.shared:
+            norm = self.optimizer.publish(norm)  # not in the branch: a device that went alone would wait for ever
         if self.scaler is None:
             return norm, sums
         loss_scale, skipped = self.scaler(loss, norm)
@@ -113,7 +122,8 @@ class TrainStep(Graph):
     """One batch, one update.
 
     ``construct(lr, *batch)``: a float32 scalar tensor, and the fields of a batch in the order of ``loss``. The learning
-    rate is an input, so a schedule never compiles anew. Returns the tensors of ``Outputs``.
+    rate is an input, so a schedule never compiles anew. Returns the tensors of ``Outputs``. With an ``exchange`` the
+    batch is this device's part, and everything returned is of the whole one.
     """
 
     def __init__(
@@ -123,13 +133,18 @@ class TrainStep(Graph):
         max_grad_norm: float | None = None,
         ema: EMA | None = None,
         scaler: LossScale | None = None,
+        exchange: Exchange | None = None,
     ):
         super().__init__(auto_prefix=False)
-        self.update = Update(optimizer, max_grad_norm, ema, scaler)
+        self.exchange = exchange
+        self.update = Update(optimizer, max_grad_norm, ema, scaler, exchange)
         self.differentiate = Differentiate(loss, optimizer.trained, scaler)
 
     def construct(self, lr: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         loss, raw_loss, grads = self.differentiate(*batch)
+        if self.exchange is not None:
+            loss, raw_loss = self.exchange.losses(loss, raw_loss)
+            grads = self.exchange(grads)
         return (loss, raw_loss) + self.update(grads, loss, lr)
 
     def take(self, parts: Sequence[tuple[Tensor, ...]], lr: Tensor) -> Outputs:
@@ -141,13 +156,20 @@ class TrainStep(Graph):
 class Gather(Graph):
     """Adds ``share`` of a batch's gradients to ``sums``; returns that share of its weighted and its plain loss."""
 
-    def __init__(self, differentiate: Differentiate, sums: ParameterTuple, share: float):
+    def __init__(
+        self, differentiate: Differentiate, sums: ParameterTuple, share: float, exchange: Exchange | None = None
+    ):
         super().__init__(auto_prefix=False)
-        self.differentiate = differentiate
+        self.differentiate, self.exchange = differentiate, exchange
+        self.early = exchange is not None and exchange.early
         self.sums, self.share = sums, Tensor(share, ms.float32)
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         loss, raw_loss, grads = self.differentiate(*batch)
+        if self.exchange is not None:
+            loss, raw_loss = self.exchange.losses(loss, raw_loss)
+        if self.early:
+            grads = self.exchange(grads)
         gradients.add(self.sums, grads, self.share)
         return loss * self.share, raw_loss * self.share
 
@@ -155,12 +177,16 @@ class Gather(Graph):
 class Apply(Graph):
     """Updates with the summed gradients and starts the sums anew; returns what ``Update`` does."""
 
-    def __init__(self, update: Update, sums: ParameterTuple):
+    def __init__(self, update: Update, sums: ParameterTuple, exchange: Exchange | None = None):
         super().__init__(auto_prefix=False)
-        self.update, self.sums = update, sums
+        self.update, self.sums, self.exchange = update, sums, exchange
+        self.late = exchange is not None and not exchange.early
 
     def construct(self, loss: Tensor, lr: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.update(self.sums, loss, lr)
+        grads = self.sums
+        if self.late:
+            grads = self.exchange(grads)
+        outputs = self.update(grads, loss, lr)
         gradients.clear(self.sums)
         return outputs
 
@@ -176,10 +202,12 @@ class AccumulatingStep:
         ema: EMA | None,
         batches: int,
         scaler: LossScale | None = None,
+        exchange: Exchange | None = None,
     ):
-        sums = zeros(optimizer.trained, "gradient")
-        self.gather = Gather(Differentiate(loss, optimizer.trained, scaler), sums, 1.0 / batches)
-        self.apply = Apply(Update(optimizer, max_grad_norm, ema, scaler), sums)
+        early = exchange is not None and exchange.early
+        sums = zeros(optimizer.masters if early else optimizer.trained, "gradient")
+        self.gather = Gather(Differentiate(loss, optimizer.trained, scaler), sums, 1.0 / batches, exchange)
+        self.apply = Apply(Update(optimizer, max_grad_norm, ema, scaler, exchange), sums, exchange)
 
     def set_train(self) -> None:
         self.gather.set_train()

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from gm.config import Config
 from gm.models.unet import UNet
@@ -28,6 +29,7 @@ class Validation:
         done: the step a resumed run goes on after.
         eval_loss, draw: None for what is not asked for.
         compilations: on the run's stopwatch, which is told the seconds as ``eval`` and ``samples``.
+        writes: whether this process, of several that all look at the same, keeps what it finds.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Validation:
         eval_loss: EvalLoss | None,
         draw: Draw | None,
         compilations: Compilations,
+        writes: bool = True,
     ):
         self._folder, self._compilations, self._watch = folder, compilations, compilations.watch
         self._eval_loss, self._draw = eval_loss, draw
         self._intervals = config.validation.eval_interval, config.validation.infer_interval
         self._total = config.train.max_train_steps
-        if eval_loss is not None:
+        self._writes = writes
+        if eval_loss is not None and writes:
             metrics.keep_until(folder.evaluations, done)
 
     def _due(self, step: int) -> tuple[bool, bool]:
@@ -67,15 +71,22 @@ class Validation:
                 self._compilations.book()
             found |= {"eval_loss": evaluation.mean, "eval_seconds": round(spent(), 4)}
             log.info("step %d: evaluation loss %.5f, in %.1f s", step, evaluation.mean, spent())
-            self._note(step, evaluation, board)
+            if self._writes:
+                self._note(step, evaluation, board)
         if draw:
             with self._watch("samples") as spent:
-                scores = self._draw(self._folder.samples(step))
+                scores = self._draw_into(self._folder.samples(step))
                 self._compilations.book()
             told = f", CLIP score {scores['clip_score_mean']:.2f}" if "clip_score_mean" in scores else ""
             log.info("step %d: pictures drawn in %.1f s%s", step, spent(), told)
             found |= {**scores, "sample_seconds": round(spent(), 4)}
         return found
+
+    def _draw_into(self, folder: Path) -> dict[str, float]:
+        if self._writes:
+            return self._draw(folder)
+        with TemporaryDirectory() as unseen:
+            return self._draw(Path(unseen))
 
     def _note(self, step: int, evaluation: Evaluation, board: Callable[[int, dict[str, float]], None]) -> None:
         with self._folder.evaluations.open("a", encoding="utf-8") as file:

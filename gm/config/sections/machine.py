@@ -53,3 +53,36 @@ class LaunchConfig:
         unit="steps",
         at_least=1,
     )
+
+
+@dataclass
+class ParallelConfig:
+    zero_stage: int = setting(
+        0,
+        "what the devices of axis fsdp share out between them; 0: nothing; 1: optimizer state and moving average; "
+        "2: gradients too; 3: weights too (arXiv 1910.02054)",
+        choices=(0, 1, 2, 3),
+    )
+    ici_data_parallelism: int | None = setting(
+        None,
+        "devices of a server along axis data, which divides the batch; -1: what the other axes leave, which is the "
+        "default unless --zero_stage gives it to fsdp",
+        at_least=-1,
+    )
+    ici_fsdp_parallelism: int | None = setting(
+        None,
+        "devices of a server along axis fsdp, which divides the batch and what --zero_stage names; -1: what is left, "
+        "the default with a --zero_stage",
+        at_least=-1,
+    )
+    ici_tensor_parallelism: int = setting(
+        1, "devices of a server along axis tensor, which divides attention and feed-forward layers", at_least=-1
+    )
+    dcn_data_parallelism: int = setting(
+        1, "servers along axis data; all dcn_* 1: servers are not told apart, -1: what is left", at_least=-1
+    )
+    dcn_fsdp_parallelism: int = setting(1, "servers along axis fsdp; -1: what is left", at_least=-1)
+    dcn_tensor_parallelism: int = setting(1, "servers along axis tensor; -1: what is left", at_least=-1)
+    bucket_mb: float = setting(
+        128.0, "gradients are joined into pieces of about this size before devices exchange them", unit="MB", above=0
+    )

@@ -1,0 +1,94 @@
+"""Many devices, one result: losses, weights, averages and state do not depend on how the work is divided."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gm.training.shared_state import open_state
+from gm.weights.files import open_weights
+from tests.parallel.ranks import start, wait
+
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
+
+WORKER = Path(__file__).with_name("worker.py")
+ALONE = ("plain", "accumulated", "half")
+# What a name does not say: two ranks, and four of them as one group or two by two.
+BY_TWO = ("plain", "zero1_accumulated", "zero2", "zero3_accumulated", "zero2_half", "zero3_half")
+BY_FOUR = ("accumulated", "zero1", "zero2_accumulated", "zero3", "zero2_2x2", "zero3_2x2")
+
+
+def run(folder: Path, size: int, cases: list[str]) -> None:
+    logs = folder / "logs"
+    codes = wait(start(logs, size, [WORKER, folder, *cases]))
+    assert codes == [0] * size, (logs / "log_0.txt").read_text()[-2000:]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[int, Path]:
+    """By number of ranks: what each of them left of its cases; what four saved half way, two went on from."""
+    found = {size: tmp_path_factory.mktemp(f"by_{size}") for size in (1, 2, 4)}
+    run(found[1], 1, list(ALONE))
+    run(found[4], 4, list(BY_FOUR))
+    middle = "state/step_2"
+    resumed = f"zero1={found[4] / 'zero3' / middle}"
+    run(found[2], 2, [*BY_TWO, resumed, f"zero3={found[1] / 'plain' / middle}"])
+    run(found[1], 1, [f"plain_again={found[4] / 'zero2_2x2' / middle}"])
+    return found
+
+
+def reference(name: str) -> str:
+    """The case of one process that does the same."""
+    return next((kind for kind in ("accumulated", "half") if kind in name), "plain")
+
+
+def numbers(case: Path) -> list[np.ndarray]:
+    """(steps, 3): weighted loss, plain loss, gradient norm, by rank."""
+    return [np.load(path)["numbers"] for path in sorted(case.glob("*.npz"))]
+
+
+def contents(case: Path) -> dict[str, np.ndarray]:
+    """All that the last checkpoint has, whole."""
+    found = {}
+    for name in ("unet", "unet_ema"):
+        with open_weights(case / "weights" / f"{name}_4.ckpt") as file:
+            found |= {f"{name}: {key}": file.read(key) for key in file.names()}
+    state = case / "state" / "step_4"
+    shapes = json.loads((state / "state.json").read_text()).get("shapes", {})
+    with open_state(state, shapes) as file:
+        return found | {key: file.read(key) for key in file.names()}
+
+
+def equal(case: Path, other: Path, weights: float) -> None:
+    ours, theirs = contents(case), contents(other)
+    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=0, atol=weights, err_msg=f"{case.name} {name}")
+
+
+@pytest.mark.parametrize(("size", "name"), [(2, name) for name in BY_TWO] + [(4, name) for name in BY_FOUR])
+def test_the_result_is_that_of_one_device(folders, size, name):
+    case, alone = folders[size] / name, folders[1] / reference(name)
+    half = "half" in name
+    (expected,), found = numbers(alone), numbers(case)
+    assert len(found) == size
+    for one in found:
+        np.testing.assert_array_equal(one, found[0])  # all ranks know the same numbers
+        np.testing.assert_allclose(one[:, :2], expected[:, :2], rtol=0, atol=2e-3 if half else 1e-5)
+    equal(case, alone, 1e-3 if half else 1e-4)
+
+
+@pytest.mark.parametrize(("size", "name"), [(2, "zero1"), (2, "zero3"), (1, "plain_again")])
+def test_a_state_goes_on_with_another_number_of_devices_and_another_stage(folders, size, name):
+    case, alone = folders[size] / name, folders[1] / "plain"
+    for one in numbers(case):
+        np.testing.assert_allclose(one[:, :2], numbers(alone)[0][2:, :2], rtol=0, atol=1e-5)
+    equal(case, alone, 1e-4)
+
+
+def test_four_devices_keep_a_quarter_each(folders):
+    whole = np.load(folders[1] / "plain" / "0.npz")["kept"]
+    kept = [np.load(path)["kept"] for path in (folders[4] / "zero3").glob("*.npz")]
+    assert len(kept) == 4
+    assert max(kept) <= 0.30 * whole
