@@ -73,6 +73,13 @@ def validate(config: Config, door: str = "train") -> None:
         raise UsageError("--param_fp16 keeps weights in float16, which --precision bf16 does not take: leave one out")
     if config.optim.relative_step and config.optim.optimizer != "adafactor":
         raise UsageError(f"--relative_step is of --optimizer adafactor, not {config.optim.optimizer}: leave it out")
+    if config.parallel.zero_stage and config.optim.optimizer == "adafactor":
+        raise UsageError(
+            f"--zero_stage {config.parallel.zero_stage} shares out single numbers, and --optimizer adafactor takes "
+            "whole tensors: take adamw or lion, or leave --zero_stage out"
+        )
+    if config.parallel.dry_run_devices and not config.dry_run:
+        raise UsageError("--dry_run_devices is for --dry_run: leave it out")
     if config.dry_run and (door, config.task) != ("train", "train"):
         raise UsageError("--dry_run is for training only: leave it out")
     if door == "sample":

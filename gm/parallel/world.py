@@ -1,4 +1,4 @@
-"""This process among those that train together: its place in the mesh, its groups, and what is settled between steps."""
+"""This process among those that train together: its place in the mesh, its groups, what is settled between steps."""
 
 from collections.abc import Callable
 from functools import cache

@@ -3,30 +3,40 @@
 import math
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import mindspore as ms
-from mindspore import Parameter
 
 from gm.config import Config
 from gm.models.architecture import HEAD_WIDTH, ModelArchitecture, UNetArchitecture
 from gm.models.flops import CONTEXT_LENGTH, layout
+from gm.parallel.mesh import Mesh
 from gm.training.assemble import Parts
+from gm.training.prediction import FLOAT32, HALF, Weight, persistent
 from gm.weights.keys import AUTOENCODER, UNET, expected_shapes
 
-FLOAT32, HALF = 4, 2  # bytes
 # What the backward pass works with comes on top of what the forward pass left for it. Measured on the CPU with the slim
 # network of tools/benchmark: from latents of 32x32 to 64x64 a step's memory grew by 2.05 GB, what is left by 1.14 GB.
 BACKWARD = 1.8
 
 
-def estimate(config: Config, architecture: ModelArchitecture, parts: Parts, size: tuple[int, int]) -> dict[str, int]:
-    """Bytes a device needs, by what for; ``size`` (height, width) in pixels of the largest pictures.
+def estimate(
+    config: Config,
+    architecture: ModelArchitecture,
+    weights: Sequence[Weight],
+    size: tuple[int, int],
+    mesh: Mesh | None = None,
+) -> dict[str, int]:
+    """Bytes a device of a mesh needs, by what for; ``size`` (height, width) in pixels of the largest pictures.
 
-    All is exact but the activations. On the CPU the process itself and compiling come on top.
+    All is exact but the activations, and with ``--zero_stage`` 2 and 3 the gradients. On the CPU the process itself and
+    compiling come on top.
     """
-    launch, trained, count = config.launch, nbytes(parts.weights), sum(weight.size for weight in parts.weights)
-    accumulates = config.optim.gradient_accumulation_steps > 1
+    launch, mesh = config.launch, mesh or Mesh()
+    held = persistent(config, weights, mesh)
+    count = sum(weight.size for weight in weights)
+    if config.parallel.zero_stage == 3:
+        count //= mesh.degree("fsdp")
     encodes_pictures = not config.cache.latent or config.validation.infer_during_train
     encodes_texts = not (config.cache.text_embedding or config.train.text_encoders)
     frozen = 0
@@ -37,19 +47,25 @@ def estimate(config: Config, architecture: ModelArchitecture, parts: Parts, size
     kept = activations(architecture.unet, size[0] // 8, size[1] // 8, config.train.recompute)
     kept *= config.data.per_batch_size * (FLOAT32 if launch.precision == "fp32" else HALF)
     found = {
-        "weights": trained,
+        "weights": held.weights,
         "casts": 0 if launch.precision == "fp32" or launch.param_fp16 else HALF * count,
-        "gradients": trained + accumulates * FLOAT32 * count,
-        "optimizer": nbytes(parts.state),
-        "moving average": nbytes(parts.ema.state) if parts.ema else 0,
+        "gradients": held.gradients + held.sums,
+        "optimizer": held.optimizer,
+        "moving average": held.average,
         "frozen networks": FLOAT32 * frozen,
         "activations": round(BACKWARD * kept),
     }
     return {name: count for name, count in found.items() if count}
 
 
-def nbytes(parameters: Iterable[Parameter]) -> int:
-    return sum(parameter.size * parameter.itemsize for parameter in parameters)
+def weights_of_run(parts: Parts) -> list[Weight]:
+    """What is trained and kept, whole, whether this device has it whole or not."""
+    trained = {parameter.name for parameter in parts.optimizer.trained}
+    whole = {} if parts.layout is None else parts.layout.whole_shapes
+    return [
+        Weight(weight.name, whole.get(weight.name, tuple(weight.shape)), weight.itemsize, weight.name in trained)
+        for weight in parts.weights
+    ]
 
 
 def activations(arch: UNetArchitecture, height: int, width: int, recompute: str = "none") -> int:

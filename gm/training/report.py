@@ -8,9 +8,11 @@ from gm.config import Config
 from gm.data.batches import Batches, encodes_in_step
 from gm.data.noising import describe
 from gm.models.architecture import ModelArchitecture
+from gm.parallel.mesh import Mesh
 from gm.parallel.world import World
 from gm.training.assemble import Parts
-from gm.training.memory import estimate
+from gm.training.memory import estimate, weights_of_run
+from gm.training.prediction import traffic
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +21,12 @@ def report(
     config: Config, architecture: ModelArchitecture, parts: Parts, batches: Batches, world: World | None = None
 ) -> None:
     """Say what will be trained, on what, and what it takes."""
-    samples = config.data.per_batch_size * config.optim.gradient_accumulation_steps
-    if world is not None and world.size > 1:
-        samples *= world.batch[1]
-        log.info("%d devices: %s", world.size, world.mesh.describe())
+    mesh = Mesh() if world is None else world.mesh
+    if config.dry_run and config.parallel.dry_run_devices:
+        mesh = Mesh.of(config.parallel, config.parallel.dry_run_devices)
+    samples = config.data.per_batch_size * config.optim.gradient_accumulation_steps * mesh.degree("data", "fsdp")
+    if mesh.size > 1:
+        log.info("%d devices: %s, ZeRO stage %d", mesh.size, mesh.describe(), config.parallel.zero_stage)
     epochs = config.train.max_train_steps / batches.steps_per_epoch
     log.info("training %s parameters", f"{sum(parameter.size for parameter in parts.optimizer.trained):,}")
     log.info("objective: %s", describe(config.diffusion))
@@ -36,10 +40,16 @@ def report(
     )
     sizes = ", ".join(f"{width}x{height}" for height, width in batches.sizes)
     log.info("pictures of %s: %s", sizes, compilations(parts, len(batches.sizes)))
-    needs = estimate(config, architecture, parts, max(batches.sizes, key=lambda size: size[0] * size[1]))
+    largest = max(batches.sizes, key=lambda size: size[0] * size[1])
+    weights = weights_of_run(parts)
+    needs = estimate(config, architecture, weights, largest, mesh)
     listed = ", ".join(f"{name} {size(count)}" for name, count in needs.items())
     more = ", and 1 to 2 GB for the process and compiling" if ms.get_context("device_target") == "CPU" else ""
     log.info("memory of a device, estimated: %s; together %s%s", listed, size(sum(needs.values())), more)
+    if mesh.size > 1:
+        sent = traffic(config, weights, mesh)
+        told = ", ".join(f"{name} {size(count)}" for name, count in sent.items())
+        log.info("a device sends in a step: %s; together %s", told, size(sum(sent.values())))
 
 
 def compilations(parts: Parts, sizes: int) -> str:

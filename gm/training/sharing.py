@@ -41,6 +41,12 @@ class Layout:
     replica: int  # the place along axis data: those with the same parts of the weights are numbered
 
     @property
+    def whole_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of the weights that are shards here."""
+        own = self.flats[len(self.buckets) :]
+        return {item.name: item.shape for flat in own for item in flat.shard.bucket.items}
+
+    @property
     def trained(self) -> list[Parameter]:
         """The parameters of the network, in the order of the gradients."""
         return [*self.whole, *self.shards]

@@ -11,7 +11,7 @@ from gm import compilation
 from gm.config import Config
 from gm.errors import SuiteError
 from gm.training.loop import train
-from gm.training.memory import estimate
+from gm.training.memory import estimate, weights_of_run
 from tests.training.small_run import configuration, start
 
 
@@ -57,7 +57,7 @@ def test_what_is_saved_has_the_size_that_was_estimated(small_unet, make_batch, t
 
     config = configuration(tmp_path / "sized", 2, optim__gradient_accumulation_steps=2)
     run = start(config, small_unet(), make_batch, sides=(8, 12))
-    needs = estimate(config, TINY_SDXL, run.parts, (96, 96))
+    needs = estimate(config, TINY_SDXL, weights_of_run(run.parts), (96, 96))
     before = len(compilation.done())
     run.go()
     assert compilations(run.parts, 2) == "3 compilations of the step to come"

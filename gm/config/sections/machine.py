@@ -83,6 +83,9 @@ class ParallelConfig:
     )
     dcn_fsdp_parallelism: int = setting(1, "servers along axis fsdp; -1: what is left", at_least=-1)
     dcn_tensor_parallelism: int = setting(1, "servers along axis tensor; -1: what is left", at_least=-1)
+    dry_run_devices: int | None = setting(
+        None, "with --dry_run: predict for this many devices, not for those that were started", at_least=1
+    )
     bucket_mb: float = setting(
         128.0, "gradients are joined into pieces of about this size before devices exchange them", unit="MB", above=0
     )
