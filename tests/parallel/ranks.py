@@ -26,7 +26,7 @@ def start(folder: Path, size: int, command: Sequence[str | Path], **variables: s
         environment |= {"RANK_TABLE_FILE": str(table), "RANK_SIZE": str(size), "MS_SCHED_PORT": str(port)}
     started = []
     for rank in range(size):
-        own = {"RANK_ID": str(rank)} if size > 1 else {}
+        own = {"RANK_ID": str(rank), "DEVICE_ID": str(rank)} if size > 1 else {}
         with (folder / f"log_{rank}.txt").open("w") as log:
             words = [sys.executable, *map(str, command)]
             started.append(

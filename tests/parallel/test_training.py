@@ -30,7 +30,7 @@ def folders(tmp_path_factory) -> dict[int, Path]:
     """By number of ranks: what each of them left of its cases; what four saved half way, two went on from."""
     found = {size: tmp_path_factory.mktemp(f"by_{size}") for size in (1, 2, 4)}
     run(found[1], 1, list(ALONE))
-    run(found[4], 4, list(BY_FOUR))
+    run(found[4], 4, [*BY_FOUR, "communicate"])
     middle = "state/step_2"
     resumed = f"zero1={found[4] / 'zero3' / middle}"
     run(found[2], 2, [*BY_TWO, resumed, f"zero3={found[1] / 'plain' / middle}"])
@@ -85,6 +85,18 @@ def test_a_state_goes_on_with_another_number_of_devices_and_another_stage(folder
     for one in numbers(case):
         np.testing.assert_allclose(one[:, :2], numbers(alone)[0][2:, :2], rtol=0, atol=1e-5)
     equal(case, alone, 1e-4)
+
+
+@pytest.mark.parametrize("group", ["fsdp", "data", "all"])
+def test_groups_add_up_divide_and_gather_as_numpy_does(folders, group):
+    given = [np.random.default_rng(rank).standard_normal(8).astype(np.float32) for rank in range(4)]
+    for rank in range(4):
+        found = np.load(folders[4] / "communicate" / f"{group}_{rank}.npz")
+        own = [given[member] for member in found["ranks"]]
+        total = np.sum(own, axis=0)
+        np.testing.assert_allclose(found["sum"], total, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(found["part"], np.split(found["sum"], len(own))[found["index"]])
+        np.testing.assert_array_equal(found["row"], np.concatenate(own))
 
 
 def test_four_devices_keep_a_quarter_each(folders):

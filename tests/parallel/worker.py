@@ -8,7 +8,6 @@ every step and the bytes this process keeps. With STATE, a state folder of anoth
 """
 # ruff: noqa: E402  (a core must be chosen before MindSpore is imported)
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from mindspore import Tensor, nn
 from gm.models.architecture import ModelArchitecture, UNetArchitecture
 from gm.models.layers import Conv2d, Initializer
 from gm.models.unet import TransformerBlock
+from gm.parallel.collectives import AllGather, AllReduce, Group, ReduceScatter
 from gm.parallel.mesh import Mesh
 from gm.parallel.world import World
 from gm.training.assemble import Parts, assemble
@@ -167,6 +167,40 @@ def train(name: str, folder: Path, resumed: Path | None) -> None:
     np.savez(folder / f"{DEVICE.rank}.npz", numbers=np.array(numbers), kept=kept(parts))
 
 
+GROUPS = {"fsdp": ("fsdp",), "data": ("data",), "all": ("data", "fsdp")}
+
+
+class Together(nn.Cell):
+    """What a group makes of a vector: the sum, this device's part of it, everybody's vectors in a row."""
+
+    def __init__(self, group):
+        super().__init__()
+        self.reduce, self.scatter, self.gather = AllReduce(group), ReduceScatter(group), AllGather(group)
+
+    def construct(self, x):
+        return self.reduce(x), self.scatter(x), self.gather(x)
+
+
+def communicate(folder: Path) -> None:
+    """Leave FOLDER/<group>_<rank>.npz of four processes two by two: each gives its rank's ``vector``."""
+    mesh = Mesh.of(configuration(CASES["zero3_2x2"]).parallel, DEVICE.size, DEVICE.rank)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, axes in GROUPS.items():
+        cell = Together(Group.of(mesh, *axes))
+        _keep.append(cell)
+        results = [output.asnumpy() for output in cell(Tensor(vector(DEVICE.rank)))]
+        np.savez(
+            folder / f"{name}_{DEVICE.rank}.npz",
+            ranks=mesh.ranks(*axes),
+            index=mesh.index(*axes),
+            **dict(zip(("sum", "part", "row"), results)),
+        )
+
+
+def vector(rank: int) -> np.ndarray:
+    return np.random.default_rng(rank).standard_normal(8).astype(np.float32)
+
+
 _keep = []  # when a compiled Cell is collected, MindSpore compiles the others anew
 
 
@@ -174,14 +208,10 @@ def main(folder: str, *names: str) -> None:
     for name in names:
         started = time.monotonic()
         case, _, state = name.partition("=")
-        try:
-            train(case, Path(folder) / case, Path(state) if state else None)
-        except Exception:
-            if os.environ.get("KEEP_ON") is None:
-                raise
-            import traceback
-
-            traceback.print_exc()
+        if case == "communicate":
+            communicate(Path(folder) / case)
+        else:
+            train(case.removesuffix("_again"), Path(folder) / case, Path(state) if state else None)
         print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
 
 
