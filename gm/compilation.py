@@ -33,7 +33,7 @@ _ORDINARY = frozenset(vars(nn.Cell())) - {"_scope", "_func_graph_flags", "_jit_c
 
 _OWN = ("_signatures", "_key")
 # Environment variables that change what is compiled; others of MindSpore name ports and processes.
-_SETTINGS = ("MS_DEV_", "MS_ENABLE_", "MS_WORKER_NUM", "ONEDNN_", "DNNL_", "OMP_")
+_SETTINGS = ("MS_DEV_", "MS_ENABLE_", "MS_WORKER_NUM", "RANK_SIZE", "ONEDNN_", "DNNL_", "OMP_")
 
 
 @dataclass(frozen=True)
