@@ -8,6 +8,8 @@ every step and the bytes this process keeps. With STATE, a state folder of anoth
 """
 # ruff: noqa: E402  (a core must be chosen before MindSpore is imported)
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -30,6 +32,7 @@ from gm.parallel.collectives import AllGather, AllReduce, Group, ReduceScatter
 from gm.parallel.mesh import Mesh
 from gm.parallel.world import World
 from gm.training.assemble import Parts, assemble
+from gm.training.run import Run
 from gm.training.run_folder import RunFolder
 from gm.training.state import Progress, restore, save
 from gm.training.step import tensors
@@ -164,7 +167,42 @@ def train(name: str, folder: Path, resumed: Path | None) -> None:
         numbers.append(parts.step.take(dealt, Tensor(1e-3 / (1 + step), ms.float32)).fetch()[:3])
         if step + 1 in (STEPS // 2, STEPS):
             save(RunFolder(folder), Progress(step + 1, (0, step + 1), 0), parts.contents, world)
+            if folder.name.endswith("_killed") and DEVICE.rank == DEVICE.size - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
     np.savez(folder / f"{DEVICE.rank}.npz", numbers=np.array(numbers), kept=kept(parts))
+
+
+class Source:
+    """Endless batches of this device; when it has read ``signalled`` of them, it sends itself SIGTERM."""
+
+    sizes = ((8 * SIDE, 8 * SIDE),)
+    steps_per_epoch = 100
+
+    def __init__(self, batch: int, world: World, signalled: int | None):
+        self.cursor, self.batch, self.world, self.signalled = (0, 0), batch, world, signalled
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        epoch, step = self.cursor
+        self.cursor = (epoch, step + 1)
+        if step + 1 == self.signalled:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return parts_of(step, 1, self.batch, *self.world.batch)[0]
+
+
+def interrupt(folder: Path) -> None:
+    """A run of 30 steps whose last process is asked to end in the second one."""
+    settings = CASES["zero2"] | {"train.max_train_steps": 30, "train.save_path": str(folder), "optim.scale_lr": True}
+    world = World(Mesh.of(configuration(settings).parallel, DEVICE.size, DEVICE.rank), DEVICE.peers)
+    config = configuration(settings, GLOBAL // world.batch[1])
+    parts = assemble(config, ARCHITECTURE, network(config), world=world)
+    _keep.append(parts)
+    if world.first:
+        folder.mkdir(parents=True)
+    world.wait("folder")
+    source = Source(config.data.per_batch_size, world, 2 if world.rank == world.size - 1 else None)
+    run = Run(config, RunFolder(folder), ARCHITECTURE, parts, source, world=world)
+    run.go()
+    (folder / f"done_{world.rank}").write_text(str(run.done))
 
 
 GROUPS = {"fsdp": ("fsdp",), "data": ("data",), "all": ("data", "fsdp")}
@@ -210,8 +248,12 @@ def main(folder: str, *names: str) -> None:
         case, _, state = name.partition("=")
         if case == "communicate":
             communicate(Path(folder) / case)
+        elif case == "interrupt":
+            interrupt(Path(folder) / case)
         else:
-            train(case.removesuffix("_again"), Path(folder) / case, Path(state) if state else None)
+            train(
+                case.removesuffix("_again").removesuffix("_killed"), Path(folder) / case, Path(state) if state else None
+            )
         print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
 
 
