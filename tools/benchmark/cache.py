@@ -180,7 +180,7 @@ def step(options: argparse.Namespace, root: Path) -> None:
             subprocess.run([*door, "--task", "cache"], check=True, capture_output=True)
         subprocess.run(door, check=True, capture_output=True)
         lines = [json.loads(line) for line in (root / kind / "metrics.jsonl").read_text().splitlines()]
-        medians[kind] = statistics.median(line["step_seconds"] for line in lines[WARM_UP:])
+        medians[kind] = statistics.median(line["seconds"] for line in lines[WARM_UP:])
     base = medians["pictures, one graph"]
     for kind, seconds in medians.items():
         print(f"tiny, batch {options.batch}, {kind}: {seconds:.3f} s a step ({seconds / base:.2f})")
