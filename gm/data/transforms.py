@@ -132,7 +132,10 @@ def framed(picture: Image.Image, framing: Framing) -> np.ndarray:
 
 def normalized(pixels: np.ndarray) -> np.ndarray:
     """Pixels (..., H, W, 3) uint8 as the autoencoder reads them: (..., 3, H, W) float32 in [-1, 1]."""
-    return np.moveaxis(pixels, -1, -3).astype(np.float32) / np.float32(127.5) - np.float32(1)
+    values = np.ascontiguousarray(np.moveaxis(pixels, -1, -3)).astype(np.float32)
+    values /= np.float32(127.5)
+    values -= np.float32(1)
+    return values
 
 
 def apply(picture: Image.Image, framing: Framing) -> np.ndarray:

@@ -164,15 +164,15 @@ def read(options: argparse.Namespace, root: Path) -> None:
 
 
 def step(options: argparse.Namespace, root: Path) -> None:
-    """Seconds of a step of the tiny SDXL from pictures, in one graph and in several, and from the cache."""
+    """Seconds of a step of the tiny SDXL from pictures and from their cache."""
     draw(root / "pictures", 64, (96, 80))
     medians = {}
-    for kind in ("pictures, one graph", "pictures, several graphs", "cache"):
+    for kind in ("pictures", "cache"):
         config = configuration(root, 64, options.batch)
         config.model.weight, config.model.architecture, config.model.tokenizer = "", "tiny", "demo/tiny/tokenizer"
         config.train.max_train_steps, config.train.save_path, config.train.run_name = options.steps, str(root), kind
         config.train.save_path_with_time = False
-        config.launch.multi_graph, config.launch.threads = kind == "pictures, several graphs", options.threads
+        config.launch.threads = options.threads
         config.cache.latent = config.cache.text_embedding = kind == "cache"
         (root / "config.yaml").write_text(config.to_yaml())
         door = [sys.executable, str(Path(__file__).resolve().parents[2] / "train.py"), "--config", root / "config.yaml"]
@@ -181,9 +181,8 @@ def step(options: argparse.Namespace, root: Path) -> None:
         subprocess.run(door, check=True, capture_output=True)
         lines = [json.loads(line) for line in (root / kind / "metrics.jsonl").read_text().splitlines()]
         medians[kind] = statistics.median(line["seconds"] for line in lines[WARM_UP:])
-    base = medians["pictures, one graph"]
     for kind, seconds in medians.items():
-        print(f"tiny, batch {options.batch}, {kind}: {seconds:.3f} s a step ({seconds / base:.2f})")
+        print(f"tiny, batch {options.batch}, {kind}: {seconds:.3f} s a step ({seconds / medians['pictures']:.2f})")
 
 
 def entries(options: argparse.Namespace, root: Path) -> None:
