@@ -2,6 +2,7 @@
 
 import csv
 import json
+import posixpath
 from pathlib import Path
 
 from gm.errors import SuiteError
@@ -21,10 +22,11 @@ def listed_captions(root: Path, folders: list[str]) -> dict[str, tuple[list[str]
     lists += [("", path.name) for path in sorted(root.glob("*.csv")) if path.name not in METADATA_NAMES]
     for folder, name in lists:
         path = root / folder / name
+        where = path.relative_to(root).as_posix()
         read = _jsonl_rows if name.endswith(".jsonl") else _csv_rows
         for picture, texts in read(path):
-            key = (Path(folder) / picture.replace("\\", "/")).as_posix()
-            captions = found.setdefault(key, ([], path.relative_to(root).as_posix()))[0]
+            key = posixpath.normpath(posixpath.join(folder, picture.replace("\\", "/")))
+            captions = found.setdefault(key, ([], where))[0]
             captions.extend(text for text in (text.strip() for text in texts) if text and text not in captions)
     return found
 
