@@ -46,6 +46,10 @@ def main(arguments: list[str]) -> int | None:
 
         agreement.check(config, device.peers)
         attention.choose(config.model.attention, device.target, config.launch.precision)
+        if config.data.with_prior_preservation:
+            from gm.sampling import class_images
+
+            class_images.draw_lacking(config, device.peers)
         if config.task == "cache":
             from gm.data import cache
 

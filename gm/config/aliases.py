@@ -11,6 +11,8 @@ ALIASES: dict[str, str] = {
     "lr": "optim.learning_rate",
     "train_batch_size": "data.per_batch_size",  # this and the following: diffusers
     "train_data_dir": "data.path",
+    "instance_data_dir": "data.path",
+    "class_data_dir": "data.class_data_path",
     "pretrained_model_name_or_path": "model.weight",
     "output_dir": "train.save_path",
     "adam_beta1": "optim.beta1",

@@ -9,6 +9,10 @@ from gm.errors import UsageError
 
 # Settings that do nothing while another one has its default, and what to give instead.
 IDLE_WITHOUT = {
+    "data.class_data_path": ("data.with_prior_preservation", "--with_prior_preservation"),
+    "data.class_prompt": ("data.with_prior_preservation", "--with_prior_preservation"),
+    "data.num_class_images": ("data.with_prior_preservation", "--with_prior_preservation"),
+    "data.prior_loss_weight": ("data.with_prior_preservation", "--with_prior_preservation"),
     "diffusion.edm_p_mean": ("diffusion.sigma_sampling", "--sigma_sampling edm"),
     "diffusion.edm_p_std": ("diffusion.sigma_sampling", "--sigma_sampling edm"),
     "diffusion.huber_c": ("diffusion.loss_type", "--loss_type huber or smooth_l1"),
@@ -68,6 +72,9 @@ def validate(config: Config, door: str = "train") -> None:
             )
     if config.launch.max_device_memory is not None:
         memory_in_gigabytes(config.launch.max_device_memory)
+    for path, (needed, remedy) in IDLE_WITHOUT.items():
+        if get(config, path) != SETTINGS[path].default and get(config, needed) == SETTINGS[needed].default:
+            raise UsageError(f"--{SETTINGS[path].flag} {get(config, path)} does nothing without {remedy}")
     _validate_diffusion(config)
     if config.launch.param_fp16 and config.launch.precision == "bf16":
         raise UsageError("--param_fp16 keeps weights in float16, which --precision bf16 does not take: leave one out")
@@ -115,6 +122,15 @@ def _validate_data(config: Config) -> None:
     for name, value in (("data_path", data.path), ("instance_prompt", data.instance_prompt)):
         if value and data.datasets:
             raise UsageError(f"--{name} is of a single data set, and data.datasets lists several: give it there")
+    if data.with_prior_preservation:
+        for name, value in (("class_data_path", data.class_data_path), ("class_prompt", data.class_prompt)):
+            if not value:
+                raise UsageError(f"--with_prior_preservation needs --{name}")
+        if data.datasets:
+            raise UsageError(
+                "--with_prior_preservation is of a single data set: in data.datasets give the class an entry of its "
+                "own, with instance_prompt and loss_weight"
+            )
     for number, dataset in enumerate(data.datasets, 1):
         if not dataset.path:
             raise UsageError(f"entry {number} of data.datasets has no path: name its folder or tar shards")
@@ -213,9 +229,6 @@ def _validate_diffusion(config: Config) -> None:
         )
     if diffusion.beta_start >= diffusion.beta_end:
         raise UsageError(f"--beta_start {diffusion.beta_start} must be below --beta_end {diffusion.beta_end}")
-    for path, (needed, remedy) in IDLE_WITHOUT.items():
-        if get(config, path) != SETTINGS[path].default and get(config, needed) == SETTINGS[needed].default:
-            raise UsageError(f"--{SETTINGS[path].flag} {get(config, path)} does nothing without {remedy}")
     _validate_weighting(diffusion)
     stage = _validate_experts(diffusion)
     _validate_bias(diffusion, stage)

@@ -21,6 +21,7 @@ NAMED_IN_ERRORS = 3
 # on_bad_sample=skip is for the odd broken download; more than this share means that something else is wrong.
 LARGEST_SKIPPED_SHARE = 0.01
 ALWAYS_SKIPPABLE = 3
+KINDS = ", ".join(sorted(PICTURE_SUFFIXES))
 NOTES = ".scan.json"  # beside the pictures: what was found in files that have not changed since
 REPORT = "bad_samples.csv"
 
@@ -46,7 +47,9 @@ def inspect(data: DataConfig) -> tuple[list[Sample], list[Problem]]:
     problems: list[Problem] = []
     counts: list[int] = []
     for number, (name, dataset) in enumerate(zip(names(datasets), datasets)):
-        found, gone = _read(dataset, data.verify == "pixels")
+        found, gone = find(dataset, data.verify == "pixels")
+        if not found:
+            raise SuiteError(f"no pictures in {dataset.path}: put {KINDS} files there, or tar shards with them")
         before = f"{name}/" if name else ""
         problems += [Problem(before + problem.id, problem.reason) for problem in gone]
         for one in found:
@@ -57,15 +60,40 @@ def inspect(data: DataConfig) -> tuple[list[Sample], list[Problem]]:
             weight = dataset.loss_weight
             samples.append(Sample(before + one.name, one.picture, tuple(captions), one.size, number, weight))
         counts.append(len(samples) - sum(counts))
-    repeats = _repeats(datasets, counts)
+    repeats = [1.0, counts[0] / max(counts[1], 1)] if data.with_prior_preservation else _repeats(datasets, counts)
     if set(repeats) != {1.0}:
         samples = [replace(sample, repeats=repeats[sample.dataset]) for sample in samples]
     return samples, sorted(problems, key=lambda problem: problem.id)
 
 
 def data_sets(data: DataConfig) -> list[DatasetConfig]:
-    """What ``data.datasets`` lists, or the one that the flags describe."""
-    return list(data.datasets) or [DatasetConfig(path=data.path, instance_prompt=data.instance_prompt)]
+    """What ``data.datasets`` lists, or what the flags describe: one, or with prior preservation instance and class.
+
+    Both of these fill half of every batch, whose loss is the mean over all: with a factor of 2 it is diffusers' sum of
+    the mean of the instance and ``prior_loss_weight`` times that of the class.
+    """
+    if data.datasets:
+        return list(data.datasets)
+    instance = DatasetConfig(path=data.path, instance_prompt=data.instance_prompt)
+    if not data.with_prior_preservation:
+        return [instance]
+    return [replace(instance, loss_weight=2.0), class_data(data)]
+
+
+def class_data(data: DataConfig) -> DatasetConfig:
+    """The data set of the class in DreamBooth."""
+    return DatasetConfig(
+        path=data.class_data_path, instance_prompt=data.class_prompt, loss_weight=2 * data.prior_loss_weight
+    )
+
+
+def lacking_class_pictures(data: DataConfig) -> int:
+    """How many of ``num_class_images`` are not there yet."""
+    if not data.with_prior_preservation:
+        return 0
+    folder = Path(data.class_data_path)
+    there = len(find(class_data(data))[0]) if folder.suffix == TAR_SUFFIX or folder.is_dir() else 0
+    return max(0, data.num_class_images - there)
 
 
 def names(datasets: Sequence[DatasetConfig]) -> list[str]:
@@ -113,7 +141,7 @@ def write_report(path: Path, problems: Sequence[Problem]) -> None:
     write_text(path, lines.getvalue())
 
 
-def _read(dataset: DatasetConfig, pixels: bool) -> tuple[list[Found], list[Problem]]:
+def find(dataset: DatasetConfig, pixels: bool = False) -> tuple[list[Found], list[Problem]]:
     """All pictures of a data set, and the listed ones that are not there."""
     if not dataset.path:
         raise SuiteError("no pictures to read: name their folder with --data_path")
@@ -133,9 +161,6 @@ def _read(dataset: DatasetConfig, pixels: bool) -> tuple[list[Found], list[Probl
     else:
         raise SuiteError(f"no folder {root}: --data_path names the folder of pictures and captions, or tar shards")
     headers.notes.save()
-    if not found:
-        kinds = ", ".join(sorted(PICTURE_SUFFIXES))
-        raise SuiteError(f"no pictures in {dataset.path}: put {kinds} files there, or tar shards with them")
     return found, gone
 
 

@@ -15,7 +15,8 @@ from gm.models.architecture import UNTRAINED, ModelArchitecture, TextEncoderArch
 from gm.weights.files import open_weights
 from gm.weights.folder import TOKENIZER_FILES, tokenizer_folders
 
-MAX_LENGTH = 77  # of CLIP: start, up to 75 tokens, end
+CHUNK = 75  # tokens that CLIP takes between start and end
+MAX_LENGTH = CHUNK + 2
 DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"  # OpenCLIP has the same vocabulary, so it serves all
 SDXL = ModelArchitecture().text_encoders
 
@@ -30,25 +31,35 @@ class Tokenizer:
     codec: Any  # transformers.CLIPTokenizer
     hash: str
 
-    def encode(self, texts: Sequence[str], pad: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Ids padded with ``pad`` (None: the end token) (B, 77) int32, and the number of tokens cut off each (B,)."""
+    def encode(self, texts: Sequence[str], pad: int | None, chunks: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (B, 77 * chunks) int32 and the number of tokens cut off each text (B,).
+
+        Each chunk of 77 is start, up to 75 tokens, end, and ``pad`` (None: the end token) up to its length; chunks
+        that a text does not reach are those of the empty text.
+        """
         start, end = self.codec.bos_token_id, self.codec.eos_token_id
-        ids = np.full((len(texts), MAX_LENGTH), end if pad is None else pad, np.int32)
+        ids = np.full((len(texts), chunks, MAX_LENGTH), end if pad is None else pad, np.int32)
+        ids[:, :, :2] = start, end
         cut = np.zeros(len(texts), np.int64)
         tokens = self.codec(list(texts), add_special_tokens=False, verbose=False).input_ids if texts else []
         for row, full in enumerate(tokens):
-            kept = [start, *full[: MAX_LENGTH - 2], end]
-            ids[row, : len(kept)] = kept
-            cut[row] = max(0, len(full) - (MAX_LENGTH - 2))
-        return ids, cut
+            for chunk in range(chunks):
+                kept = [start, *full[chunk * CHUNK : (chunk + 1) * CHUNK], end]
+                ids[row, chunk, : len(kept)] = kept
+            cut[row] = max(0, len(full) - chunks * CHUNK)
+        return ids.reshape(len(texts), chunks * MAX_LENGTH), cut
 
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """The tokenizer of each text encoder of a model, and the id it pads with (None: the end token)."""
+    """The tokenizer of each text encoder of a model, and the id it pads with (None: the end token).
+
+    A text is split into as many ``chunks`` of 75 tokens, which the conditioner encodes one by one.
+    """
 
     each: tuple[Tokenizer, ...]
     pads: tuple[int | None, ...]
+    chunks: int = 1
 
     @classmethod
     def load(
@@ -57,6 +68,7 @@ class Tokenizers:
         tokenizer_2: str | Path | None = None,
         encoders: Sequence[TextEncoderArchitecture] = SDXL,
         weight: Path | None = None,
+        chunks: int = 1,
     ) -> "Tokenizers":
         """From local folders with vocab.json and merges.txt, or hub names; the second defaults to the first.
 
@@ -77,7 +89,7 @@ class Tokenizers:
             if files not in loaded:
                 loaded[files] = _read(name, files)
             each.append(loaded[files])
-        return cls(tuple(each), tuple(encoder.pad_token for encoder in encoders))
+        return cls(tuple(each), tuple(encoder.pad_token for encoder in encoders), chunks)
 
     @classmethod
     def of(cls, model: ModelConfig) -> "Tokenizers":
@@ -86,25 +98,36 @@ class Tokenizers:
         Raises:
             SuiteError: the weights or the tokenizers cannot be read.
         """
-        weight = Path(model.weight)
+        weight, chunks = Path(model.weight), model.max_token_length // CHUNK
+        names = (model.tokenizer, model.tokenizer_2)
         if not model.weight or not weight.exists():
-            return cls.load(model.tokenizer, model.tokenizer_2, UNTRAINED[model.architecture].text_encoders)
+            return cls.load(*names, UNTRAINED[model.architecture].text_encoders, chunks=chunks)
         with open_weights(weight) as weights:
             encoders = weights.architecture().text_encoders or SDXL
-        return cls.load(model.tokenizer, model.tokenizer_2, encoders, weight if weight.is_dir() else None)
+        return cls.load(*names, encoders, weight if weight.is_dir() else None, chunks)
+
+    @property
+    def length(self) -> int:
+        """Ids of a text, those that begin, end and fill it included."""
+        return self.chunks * MAX_LENGTH
 
     @property
     def hash(self) -> str:
         hashes = " ".join(tokenizer.hash for tokenizer in self.each)
-        return hashlib.blake2b(f"{hashes} {self.pads} {MAX_LENGTH}".encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(f"{hashes} {self.pads} {self.length}".encode(), digest_size=16).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """Token ids for each text encoder, (B, 77) int32. Longer texts are cut."""
-        return tuple(tokenizer.encode(texts, pad)[0] for tokenizer, pad in zip(self.each, self.pads))
+        """Token ids for each text encoder, (B, 77 * chunks) int32. Longer texts are cut."""
+        return tuple(tokenizer.encode(texts, pad, self.chunks)[0] for tokenizer, pad in zip(self.each, self.pads))
 
     def cut_off(self, texts: Sequence[str]) -> np.ndarray:
-        """How many tokens of each text lie beyond the 77 and are not seen: (B,) int64."""
-        return self.each[0].encode(texts, None)[1]
+        """How many tokens of each text lie beyond the last chunk and are not seen: (B,) int64."""
+        return self.each[0].encode(texts, None, self.chunks)[1]
+
+
+def context_length(model: ModelConfig) -> int:
+    """Ids of a text, and states that the UNet attends to: 77 for every 75 tokens of ``max_token_length``."""
+    return model.max_token_length // CHUNK * MAX_LENGTH
 
 
 def _read(name: str, files: Sequence[Path]) -> Tokenizer:

@@ -33,21 +33,28 @@ class TextConditioner(Graph):
 
     ``construct`` takes token ids (B, 77) for each tower and returns ``context`` (B, 77, sum of the widths) and
     ``pooled`` (B, P), None where no tower has a pooled state.
+
+    Ids (B, n * 77) are n chunks, each with a start and an end of its own, as ``gm.data.tokens`` makes them of long
+    texts. A tower, which has positions for 77, sees them one by one; their states follow each other in ``context``
+    (B, n * 77, C), and ``pooled`` is that of the first, as in kohya's scripts and the web UIs.
     """
 
     def __init__(self, architectures: tuple[TextEncoderArchitecture, ...]):
         super().__init__()
         self.embedders = nn.CellList([build_text_encoder(architecture) for architecture in architectures])
         self.towers = len(architectures)
+        self.length = min(architecture.max_length for architecture in architectures)
         self.vocabulary = min(architecture.vocab_size for architecture in architectures)
 
     def construct(self, *ids: Tensor) -> tuple[Tensor, Tensor | None]:
         contexts, pooled = (), None
+        batch, length = ids[0].shape
+        chunks = max(length // self.length, 1)
         for index in range(self.towers):
-            context, projected = self.embedders[index](ids[index])
-            contexts = contexts + (context,)
+            context, projected = self.embedders[index](ids[index].reshape(batch * chunks, length // chunks))
+            contexts = contexts + (context.reshape(batch, length, -1),)
             if projected is not None:
-                pooled = projected
+                pooled = projected.reshape(batch, chunks, -1)[:, 0]
         return contexts[0] if self.towers == 1 else ops.concat(contexts, axis=-1), pooled
 
     def encode(self, ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

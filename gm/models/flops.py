@@ -82,14 +82,17 @@ def text_encoder_forward(arch: TextEncoderArchitecture) -> int:
     return arch.layers * layer + _linear(1, width, arch.projection_dim)
 
 
-def training(arch: ModelArchitecture, height: int, width: int, text_encoders: bool = False) -> int:
+def training(
+    arch: ModelArchitecture, height: int, width: int, text_encoders: bool = False, context: int = CONTEXT_LENGTH
+) -> int:
     """Floating point operations of a training step for one sample: forward and backward, nothing computed twice.
 
-    ``height`` and ``width`` are those of the latents. Of the UNet, and of the text towers if they are trained.
+    ``height`` and ``width`` are those of the latents, ``context`` is how many states of a text the UNet is given. Of the
+    UNet, and of the text towers if they are trained, which take 77 tokens at a time.
     """
-    forward = unet_forward(arch.unet, height, width)
+    forward = unet_forward(arch.unet, height, width, context)
     if text_encoders:
-        forward += sum(text_encoder_forward(tower) for tower in arch.text_encoders)
+        forward += context // CONTEXT_LENGTH * sum(text_encoder_forward(tower) for tower in arch.text_encoders)
     return (1 + BACKWARD) * forward
 
 

@@ -73,13 +73,13 @@ def _content(path: str) -> str:
 
 def _listing(*paths: str) -> str:
     """How many files there are in folders, or beside the tar shards that a pattern names, and a hash of their names
-    and sizes."""
+    and sizes; hidden ones are left out, as in the data."""
     digest, count = hashlib.blake2b(digest_size=6), 0
     for path in filter(None, paths):
         root = Path(path) if Path(path).is_dir() else Path(path).parent
         for folder, folders, files in os.walk(root):
-            folders.sort()
-            for name in sorted(files):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(name for name in files if not name.startswith(".")):
                 file = Path(folder, name)
                 try:
                     size = file.stat().st_size

@@ -45,7 +45,7 @@ def run(config: Config) -> Path:
     picture = _read_picture(sample.img) if sample.img else None
     check_weights(config)
     tokenizers = Tokenizers.of(config.model)
-    _warn_of_long_prompts(tokenizers, wishes, sample.weighted_prompts)
+    _warn_of_long_prompts(tokenizers, wishes, sample.weighted_prompts, config.model.max_token_length)
 
     start_device(config)
     pipeline = build(config, tokenizers)
@@ -237,11 +237,11 @@ def check_weights(config: Config) -> None:
         check_parameterisation(Path(path), diffusion.prediction_type, diffusion.rescale_betas_zero_snr, prefix)
 
 
-def _warn_of_long_prompts(tokenizers: Tokenizers, wishes: list[Wish], weighted: bool) -> None:
+def _warn_of_long_prompts(tokenizers: Tokenizers, wishes: list[Wish], weighted: bool, most: int) -> None:
     texts = list(dict.fromkeys(plain(wish.request.prompt) if weighted else wish.request.prompt for wish in wishes))
     for text, cut in zip(texts, tokenizers.cut_off(texts)):
         if cut:
-            log.warning("the last %d tokens of %r are not seen: a prompt has at most 75", cut, text)
+            log.warning("the last %d tokens of %r are not seen: --max_token_length is %d", cut, text, most)
 
 
 def _read_noise(path: str) -> np.ndarray:

@@ -134,7 +134,7 @@ def held_out(config: Config, encoders: Encoders, tokenizers: Tokenizers) -> list
     fixed = copy.deepcopy(config)
     data = fixed.data
     data.path, data.datasets = config.validation.eval_data_path, ()
-    data.shuffle = data.drop_last = False
+    data.shuffle = data.drop_last = data.with_prior_preservation = False
     data.crop, data.random_flip, data.caption_dropout = "center", False, 0.0
     fixed.launch.multi_graph = True  # encoded once, unless the text encoders change
     fixed.cache.variants, fixed.train.seed, fixed.optim.gradient_accumulation_steps = 1, SEED, 1

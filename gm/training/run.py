@@ -13,6 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gm.config import Config
 from gm.config.sections.training import TrainConfig
 from gm.data.batches import Batch, Batches
+from gm.data.tokens import context_length
 from gm.errors import SuiteError, os_error_reason
 from gm.models import flops
 from gm.models.architecture import ModelArchitecture
@@ -52,7 +53,8 @@ class Run:
         parts.step.set_train()
         self.parts, self.step = parts, parts.step
         self.contents = parts.contents
-        self.flops = partial(flops.training, architecture, text_encoders=config.train.text_encoders)
+        length = context_length(config.model)
+        self.flops = partial(flops.training, architecture, text_encoders=config.train.text_encoders, context=length)
         self.own_samples = config.data.per_batch_size * config.optim.gradient_accumulation_steps  # of a step
         self.samples = self.own_samples * self.world.batch[1]  # of all devices
         self.watch = Stopwatch()

@@ -64,3 +64,19 @@ def test_wrong_lists_of_data_sets_are_told(entries, told):
 def test_one_data_set_and_several_at_once_are_told():
     assert "--data_path is of a single data set" in message("--data_path", "D", "--datasets", "[{path: a}]")
     assert "--instance_prompt is of a" in message("--instance_prompt", "p", "--datasets", "[{path: a}]")
+
+
+PRIOR = ("--data_path", "D", "--with_prior_preservation", "--class_data_dir", "C", "--class_prompt", "a dog")
+
+
+def test_prior_preservation_in_diffusers_words():
+    data = load([*PRIOR, "--instance_prompt", "a sks dog", "--num_class_images", "20"]).data
+    assert (data.class_data_path, data.class_prompt, data.num_class_images) == ("C", "a dog", 20)
+    assert load(["--instance_data_dir", "D"]).data.path == "D"
+
+
+def test_prior_preservation_that_lacks_something_is_told():
+    assert "needs --class_prompt" in message(*PRIOR[:-2])
+    assert "needs --class_data_path" in message(*PRIOR[:3], *PRIOR[5:])
+    assert "--class_prompt a dog does nothing without --with_prior" in message(*PRIOR[:2], *PRIOR[5:])
+    assert "is of a single data set" in message(*PRIOR[2:], "--datasets", "[{path: a}]")

@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 
 from gm.config.sections.data import DataConfig, DatasetConfig
 from gm.data import datasets, transforms
+from gm.data.order import datasets_of, epoch_batches
 from gm.errors import SuiteError
 
 
@@ -239,3 +241,51 @@ def test_what_has_not_changed_is_not_looked_at_again(root, picture, monkeypatch)
     picture("1.png", seed=7, size=(32, 80))
     assert scan(root, instance_prompt="p")[1].size == (32, 80)
     assert looked == ["1.png"]
+
+
+@pytest.fixture
+def dreambooth(root, draw_picture):
+    for index in range(3):
+        draw_picture(root / "dog" / f"{index}.png")
+    for index in range(7):
+        draw_picture(root / "class" / f"{index}.png")
+    return {"path": f"{root}/dog", "instance_prompt": "a sks dog", "class_data_path": f"{root}/class"} | {
+        "class_prompt": "a dog",
+        "with_prior_preservation": True,
+        "prior_loss_weight": 0.3,
+        "num_class_images": 7,
+    }
+
+
+def test_instance_and_class_fill_half_of_every_batch(dreambooth):
+    found = datasets.scan(DataConfig(**dreambooth))
+    assert {(sample.id.split("/")[0], *sample.captions) for sample in found} == {
+        ("dog", "a sks dog"),
+        ("class", "a dog"),
+    }
+    numbers, repeats = datasets_of(found)
+    counted = np.zeros(10, int)
+    for epoch in range(7):
+        for step in epoch_batches([(64, 64)] * 10, 2, 42, epoch, True, False, numbers, repeats):
+            assert [found[position].captions for position in step.positions] == [("a sks dog",), ("a dog",)]
+            counted[step.positions] += 1
+    assert counted.tolist() == [7] * 3 + [3] * 7  # the class takes turns over the epochs
+
+
+def test_the_loss_of_a_batch_is_that_of_diffusers(dreambooth):
+    found = datasets.scan(DataConfig(**dreambooth))
+    losses = np.random.default_rng(0).random(10)
+    step = epoch_batches([(64, 64)] * 10, 6, 42, 0, True, False, *datasets_of(found))[0]
+    mine, weights = losses[step.positions], np.array([found[position].loss_weight for position in step.positions])
+    prior = step.positions >= 3
+    assert prior.sum() == 3
+    expected = mine[~prior].mean() + 0.3 * mine[prior].mean()  # loss + prior_loss_weight * prior_loss
+    np.testing.assert_allclose((step.weights * weights * mine).mean(), expected, rtol=1e-6)
+
+
+def test_class_pictures_that_are_lacking_are_counted(dreambooth, root):
+    count = datasets.lacking_class_pictures
+    assert count(DataConfig(**dreambooth)) == 0
+    assert count(DataConfig(**dreambooth | {"num_class_images": 12})) == 5
+    assert count(DataConfig(**dreambooth | {"class_data_path": f"{root}/none"})) == 7
+    assert count(DataConfig(path="x")) == 0

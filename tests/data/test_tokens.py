@@ -44,6 +44,22 @@ def test_what_is_cut_off_is_counted(tokenizers):
     assert ids[0, -1] == ids.max()
 
 
+@given(words=st.integers(0, 240), chunks=st.integers(1, 3))
+def test_chunks_are_what_75_tokens_alone_would_be(tokenizers, words, chunks):
+    text = " ".join(["red", "circle", "blue"][index % 3] for index in range(words))
+    long = Tokenizers(tokenizers.each, tokenizers.pads, chunks)
+    parts = [" ".join(text.split()[first : first + 75]) for first in range(0, 75 * chunks, 75)]
+    for ids, alone in zip(long.encode([text]), tokenizers.encode(parts)):
+        np.testing.assert_array_equal(ids.reshape(chunks, 77), alone)
+    assert long.cut_off([text]) == max(0, words - 75 * chunks)
+    assert long.length == 77 * chunks
+    assert (long.hash == tokenizers.hash) == (chunks == 1)
+
+
+def test_the_longest_text_is_a_setting_of_the_model():
+    assert Tokenizers.of(ModelConfig(tokenizer=str(FOLDER), max_token_length=225)).length == 231
+
+
 def test_no_texts_are_no_rows(tokenizers):
     assert tokenizers.encode([])[0].shape == (0, 77)
 

@@ -1,12 +1,14 @@
 """The text towers against transformers, with the same random weights (DESIGN, promise 1)."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn, ops
 
+from gm.data.tokens import Tokenizers
 from gm.models.architecture import (
     OPEN_CLIP_BIG_G,
     SD_1_CLIP_L,
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.reference
 TOLERANCE = 1e-4  # largest error, relative to the largest value
 GRADIENT_TOLERANCE = 1e-3  # norm of the error of a parameter's gradient, relative to the gradient's
 
+TOKENIZER = str(Path(__file__).parents[2] / "demo/tiny/tokenizer")
 VOCABULARY = 99
 # All layers of the released towers, narrow: one head of CLIP-L and bigG, two of ViT-H.
 TOWERS = {
@@ -185,6 +188,27 @@ def test_every_models_conditioner_equals_transformers(model, families):
         assert_close(pooled, projected)
     else:
         assert pooled is None
+
+
+def test_long_texts_are_encoded_in_chunks_and_pooled_from_the_first():
+    """Of what transformers makes of each 75 tokens on their own; the end fills CLIP-L's ids up and 0 bigG's."""
+    conditioner = build(TINY_SDXL, seed=3)
+    texts = ["a red circle on a blue square " * 15, "a red circle"]
+    context, pooled = conditioner.encode(Tokenizers.load(TOKENIZER, chunks=2).encode(texts))
+    codec = transformers.CLIPTokenizer.from_pretrained(TOKENIZER)
+    start, end = codec.bos_token_id, codec.eos_token_id
+    for text, states, vector in zip(texts, context, pooled):
+        tokens = codec(text, add_special_tokens=False).input_ids
+        assert (len(tokens) > 75) == (text is texts[0])
+        expected = []
+        for tower, prefix, pad in zip(TINY_SDXL.text_encoders, TINY_SDXL.text_prefixes, (end, 0)):
+            theirs = reference(tower, prefix, values(conditioner))
+            rows = [[start, *tokens[first : first + 75], end] for first in (0, 75)]
+            ids = torch.tensor([row + [pad] * (77 - len(row)) for row in rows])
+            output = theirs(ids, output_hidden_states=True)
+            expected.append(output.hidden_states[-2].reshape(154, -1))
+        assert_close(ms.Tensor(states), torch.cat(expected, dim=-1))
+        assert_close(ms.Tensor(vector), output.text_embeds[0])
 
 
 class Probe(nn.Cell):

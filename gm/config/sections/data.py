@@ -24,6 +24,13 @@ class ModelConfig:
     tokenizer_2: str | None = setting(
         None, "tokenizer of the second text encoder; default: that of the first, as in SDXL"
     )
+    max_token_length: int = setting(
+        75,
+        "longest text that is seen: what is beyond 75 tokens goes through the text encoders 75 at a time",
+        unit="tokens",
+        at_least=75,
+        multiple_of=75,
+    )
 
 
 @dataclass
@@ -45,6 +52,16 @@ class DataConfig:
         (), "several data sets to mix, instead of --data_path: a list of {path, repeats or weight, ...}"
     )
     instance_prompt: str = setting("", "DreamBooth: the caption of all pictures, in place of their own")
+    with_prior_preservation: bool = setting(
+        False,
+        "DreamBooth: train pictures of the class beside those of the instance, so that it is not forgotten",
+    )
+    class_data_path: str = setting("", "folder of the pictures of the class")
+    class_prompt: str = setting("", "what the pictures of the class are drawn and trained with")
+    num_class_images: int = setting(
+        100, "pictures of the class; those that are lacking are drawn before training", unit="pictures", at_least=1
+    )
+    prior_loss_weight: float = setting(1.0, "how much the loss of the class counts", at_least=0)
     resolution: int = setting(1024, "side of the square training picture", unit="pixels", at_least=32, multiple_of=32)
     crop: str = setting(
         "center",

@@ -64,10 +64,17 @@ def _index(path: Path, headers: Headers) -> list[list[Any]]:
                     pictures.append((stem + suffix, member.offset_data, member.size))
                 elif suffix.lower() in CAPTION_READERS:
                     texts[stem + suffix.lower()] = (member.offset_data, member.size)
+            end = tar.offset
     except tarfile.ReadError as error:
         raise SuiteError(f"shard {path} cannot be read: {_reason(path, error)}") from None
     rows = []
     with open(path, "rb") as file:
+        file.seek(end)
+        mark = file.read(tarfile.BLOCKSIZE)  # a block of zeros ends a tar; tarfile takes anything else for the end, too
+        if not mark or any(mark):
+            raise SuiteError(
+                f"shard {path} cannot be read: it {'is damaged' if mark else 'is cut short'}: fetch it again"
+            )
         for name, start, size in sorted(pictures):
             captions: list[str] = []
             stem = os.path.splitext(name)[0]
