@@ -1,7 +1,8 @@
 """Picture sizes to train at: one square, or a set of sizes of about equal area to which pictures go by aspect ratio."""
 
 import math
-from collections.abc import Sequence
+from bisect import bisect
+from functools import cache
 
 Size = tuple[int, int]  # height, width in pixels
 
@@ -40,7 +41,19 @@ def sizes(resolution: int, buckets: bool) -> tuple[Size, ...]:
     return tuple(sorted(found))
 
 
-def nearest(original: Size, choices: Sequence[Size]) -> Size:
+def nearest(original: Size, choices: tuple[Size, ...]) -> Size:
     """The size whose aspect ratio is nearest on a logarithmic scale; of equals the larger, then the first."""
     ratio = math.log(original[0] / original[1])
-    return min(choices, key=lambda size: (round(abs(math.log(size[0] / size[1]) - ratio), 9), -size[0] * size[1]))
+    ratios, best = _by_ratio(choices)
+    place = bisect(ratios, ratio)
+    return min(best[max(place - 1, 0) : place + 1], key=lambda ranked: (round(abs(ranked[0] - ratio), 9), ranked[1]))[2]
+
+
+@cache
+def _by_ratio(choices: tuple[Size, ...]) -> tuple[list[float], list[tuple[float, tuple[int, int], Size]]]:
+    """The different log ratios in order, and for each the best size: (log ratio, rank, size)."""
+    ranked = ((math.log(h / w), (-h * w, place), (h, w)) for place, (h, w) in enumerate(choices))
+    best = {}
+    for ratio, rank, size in sorted(ranked, reverse=True):  # of equal ratios the best comes last
+        best[ratio] = (ratio, rank, size)
+    return sorted(best), [best[ratio] for ratio in sorted(best)]

@@ -42,7 +42,7 @@ class FileNotes:
             notes = None
         self._notes: dict[str, list] = notes if isinstance(notes, dict) else {}
 
-    def remember(self, path: Path, what: str, compute: Callable[[Path], Any]) -> Any:
+    def remember(self, path: str | Path, what: str, compute: Callable[[str | Path], Any]) -> Any:
         """``compute(path)``, a JSON value, or what it gave when the file was the same; ``what`` names its kind."""
         name = f"{what}:{os.path.abspath(path)}"
         stamp = _stamp(path)

@@ -14,7 +14,7 @@ from gm.data.notes import FileNotes, hash_stream
 class PictureFile:
     """The bytes of a picture: the file ``path``, or ``length`` bytes of it from ``start`` on (a member of a tar)."""
 
-    path: Path
+    path: str | Path  # a data set has many: text takes less room, and is quicker to make
     start: int = 0
     length: int | None = None
 

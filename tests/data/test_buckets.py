@@ -39,6 +39,8 @@ def test_no_other_size_has_a_nearer_ratio(height, width, resolution):
     away = {size: abs(math.log(size[0] / size[1]) - math.log(height / width)) for size in choices}
     assert chosen in choices
     assert away[chosen] <= min(away.values()) + 1e-8
+    order = {size: (round(away[size], 9), -size[0] * size[1], choices.index(size)) for size in choices}
+    assert chosen == min(choices, key=order.get)
 
 
 @pytest.mark.parametrize("size", SDXL_SIZES)

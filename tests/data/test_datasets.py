@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -235,7 +236,9 @@ def test_what_has_not_changed_is_not_looked_at_again(root, picture, monkeypatch)
     first = scan(root, instance_prompt="p")
     looked = []
     size = transforms.picture_size
-    monkeypatch.setattr(transforms, "picture_size", lambda file: looked.append(file.path.name) or size(file))
+    monkeypatch.setattr(
+        transforms, "picture_size", lambda file: looked.append(os.path.basename(file.path)) or size(file)
+    )
     assert scan(root, instance_prompt="p") == first
     assert looked == []
     picture("1.png", seed=7, size=(32, 80))

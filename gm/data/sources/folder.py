@@ -22,18 +22,19 @@ def read_folder(root: Path, headers: Headers) -> tuple[list[Found], list[Problem
     Raises:
         SuiteError: a list of captions, a caption file or a tar cannot be read.
     """
-    pictures, texts, tars, folders = _walk(str(root))
+    top = os.path.abspath(root)
+    pictures, texts, tars, folders = _walk(top)
     listed = listed_captions(root, folders)
     lists = {name: where for name, (_, where) in listed.items()}
     gone = [Problem(name, f"listed in {lists[name]} but not there") for name in lists.keys() - set(pictures)]
 
     def find(name: str) -> Found:
-        picture = PictureFile(root / name)
+        picture = PictureFile(f"{top}/{name}")
         if name in listed:
             captions = listed[name][0]
         else:
             stem = os.path.splitext(name)[0]
-            captions = _beside(f"{root}/{stem}.txt") if stem in texts else []
+            captions = _beside(f"{top}/{stem}.txt") if stem in texts else []
         return Found(name, picture, captions, headers.of(picture))
 
     found = for_each(find, pictures, THREADS)
