@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -144,13 +145,14 @@ class Batches(Iterator[Batch]):
         encoders: Encoders | None = None,
         tokenizers: Tokenizers | None = None,
         samples: list[Sample] | None = None,
+        report: Path | None = None,
     ) -> "Batches":
         """From the folder, the cache and the networks that ``config`` names; only those that are needed are built.
 
-        What is given is taken in place of these.
+        What is given is taken in place of these. ``report``: a file for the list of samples that cannot be used.
         """
         if samples is None:
-            samples = datasets.scan(config.data)
+            samples = datasets.scan(config.data, report)
         encoders = encoders or NetworkEncoders(config)
         tokenizers = tokenizers or Tokenizers.of(config.model)
         cached = config.cache.latent or config.cache.text_embedding

@@ -10,6 +10,7 @@ found again is never made again.
 """
 
 import logging
+from pathlib import Path
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def build(
     """
     both = config.cache.latent == config.cache.text_embedding
     if samples is None:
-        samples = datasets.scan(config.data)
+        samples = datasets.scan(config.data, Path(config.cache.path) / datasets.REPORT)
     plan = Plan.gather(config, samples, encoders, tokenizers)
     pictures = plan.needed_latents() if both or config.cache.latent else {}
     captions = plan.needed_texts() if both or config.cache.text_embedding else {}

@@ -1,5 +1,6 @@
 """The data sets of a configuration as one list of samples."""
 
+import contextlib
 import csv
 import io
 import logging
@@ -132,7 +133,8 @@ def judge(data: DataConfig, problems: Sequence[Problem], good: int, report: Path
 def write_report(path: Path, problems: Sequence[Problem]) -> None:
     """Every problem as a line ``sample,reason``; without any there is no such file."""
     if not problems:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of an earlier time
+            path.unlink()
         return
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")

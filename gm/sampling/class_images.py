@@ -12,9 +12,9 @@ from gm.data.tokens import Tokenizers
 from gm.errors import UsageError
 from gm.parallel.peers import Alone, Peers
 from gm.sampling.output import save_picture
-from gm.sampling.pipeline import Pipeline, Request
+from gm.sampling.pipeline import Request
 from gm.sampling.prompts import Wish
-from gm.sampling.run import schedule, settings
+from gm.sampling.run import about, build, settings
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +23,12 @@ def draw_lacking(config: Config, peers: Peers | Alone) -> None:
     """Draw what ``data.class_data_path`` lacks of ``data.num_class_images``, as section ``sample`` says.
 
     Each picture is saved when it is drawn, under a number that is also its seed: interrupted, the same command goes on,
-    and the pictures are those of an uninterrupted one. Rank 0 draws, the others wait.
+    and the pictures are those of an uninterrupted one. Rank 0 draws, the others wait. A dry run draws none.
 
     Raises:
         SuiteError: no weights, or without an autoencoder or text encoders; settings that cannot work.
     """
-    if peers.rank == 0 and (count := lacking_class_pictures(config.data)):
+    if peers.rank == 0 and not config.dry_run and (count := lacking_class_pictures(config.data)):
         _draw(config, count)
     peers.gather("class pictures")
 
@@ -46,18 +46,11 @@ def _draw(config: Config, count: int) -> None:
     wanted = [number for number, _ in zip(numbers, range(count))]
     prompt, negative = data.class_prompt, sample.negative_prompt
     wishes = [Wish(Request(prompt, config.train.seed + number, negative), chosen) for number in wanted]
-    pipeline = Pipeline.from_weights(
-        config.model.weight,
-        Tokenizers.of(config.model),
-        schedule(config.diffusion),
-        config.diffusion.prediction_type,
-        config.launch.precision,
-        config.launch.param_fp16,
-    )
+    pipeline = build(config, Tokenizers.of(config.model))
     drawn = pipeline.sample([wish.request for wish in wishes], chosen, sample.batch_size)
     bar = tqdm(zip(wanted, wishes, drawn), "class pictures", count, unit="picture", dynamic_ncols=True)
     for number, wish, picture in bar:
-        save_picture(_place(folder, number), picture.picture, wish, {"weight": config.model.weight})
+        save_picture(_place(folder, number), picture.picture, wish, about(config))
     log.info("%d pictures of the class drawn into %s", count, folder)
 
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gm.data.tokens import MAX_LENGTH
+from gm.data.tokens import CHUNK, MAX_LENGTH
 
 if TYPE_CHECKING:
     from gm.data.tokens import Tokenizers
 
-CHUNK = MAX_LENGTH - 2  # tokens between start and end
 UP, DOWN = 1.1, 1 / 1.1
 TOKEN = re.compile(r"\\[()\[\]\\]|:\s*([+-]?[.\d]+)\s*\)|[()\[\]]|[^\\()\[\]:]+|[\\:]")
 

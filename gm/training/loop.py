@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gm.config import Config
+from gm.data import datasets
 from gm.data.batches import Batches, encodes_in_step
 from gm.data.encoders import NetworkEncoders
 from gm.data.tokens import Tokenizers
@@ -45,7 +46,9 @@ def train(config: Config, make_draw: MakeDraw | None = None, device: Device | No
             parts = assemble(config, architecture, unet, encoders if encodes_in_step(config) else None, world)
         with timed("data"):
             tokenizers = Tokenizers.of(config.model)
-            batches = Batches.of(config, cursor, *world.batch, encoders=encoders, tokenizers=tokenizers)
+            bad = folder.path / datasets.REPORT if world.first and not config.dry_run else None
+            given = {"encoders": encoders, "tokenizers": tokenizers, "report": bad}
+            batches = Batches.of(config, cursor, *world.batch, **given)
         with batches:
             report(config, architecture, parts, batches, world)
             if config.dry_run:

@@ -301,3 +301,12 @@ def test_settings_the_mathematics_refuses_are_told_as_usage(config, opened):
 def test_what_is_not_cached_needs_encoders(config, samples):
     with pytest.raises(ValueError, match="needs encoders"):
         Batches(config, samples)
+
+
+def test_what_cannot_be_used_is_in_a_file_of_the_run(config, encoders, tokenizers, pictures, tmp_path):
+    (pictures / "bad.png").write_bytes(b"oops")
+    config.cache.latent = config.cache.text_embedding = False
+    report = tmp_path / "run/bad_samples.csv"
+    with pytest.raises(SuiteError, match=r"1 of 11 samples .* all of them: .*run.bad_samples.csv"):
+        Batches.of(config, encoders=encoders, tokenizers=tokenizers, report=report)
+    assert report.read_text() == "sample,reason\nbad.png,not a picture Pillow can read\n"

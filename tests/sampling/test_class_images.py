@@ -39,7 +39,7 @@ def config(tmp_path):
 def draw(config, monkeypatch):
     def run(most=1000):
         painter = Painter(most)
-        monkeypatch.setattr(class_images.Pipeline, "from_weights", lambda *_: painter)
+        monkeypatch.setattr(class_images, "build", lambda *_: painter)
         class_images.draw_lacking(config, Alone())
         return painter.asked
 
