@@ -3,6 +3,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gm.config.sections.data import DatasetConfig
 from gm.data import cache, datasets
 from gm.data.batches import FIELDS, PICTURE_FIELDS, Batches
 from gm.errors import SuiteError, UsageError
@@ -310,3 +311,59 @@ def test_what_cannot_be_used_is_in_a_file_of_the_run(config, encoders, tokenizer
     with pytest.raises(SuiteError, match=r"1 of 11 samples .* all of them: .*run.bad_samples.csv"):
         Batches.of(config, encoders=encoders, tokenizers=tokenizers, report=report)
     assert report.read_text() == "sample,reason\nbad.png,not a picture Pillow can read\n"
+
+
+@pytest.fixture
+def of_many_sizes(config, draw_picture, tmp_path):
+    """Eleven pictures, each of a size of its own, which so tells which picture it is."""
+    for index in range(11):
+        size = (40 + index, 100 - 7 * index)
+        draw_picture(tmp_path / f"sizes/{index}.png", seed=index, size=size).with_suffix(".txt").write_text(f"{index}")
+    config.data.path, config.data.buckets, config.data.resolution = str(tmp_path / "sizes"), True, 64
+    return datasets.scan(config.data)
+
+
+@FRESH
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.sampled_from([32, 64, 128]), st.integers(1, 3))
+def test_every_picture_once_an_epoch_and_one_size_for_all_ranks(
+    config, of_many_sizes, encoders, tokenizers, batch, ranks, turns, resolution, workers
+):
+    config.data.per_batch_size, config.optim.gradient_accumulation_steps = batch, turns
+    config.data.resolution, config.data.num_parallel_workers = resolution, workers
+    counted, shapes = [], {}
+    for rank in range(ranks):
+        with Batches(config, of_many_sizes, None, encoders, tokenizers, rank=rank, size=ranks) as batches:
+            for number, one in enumerate(take(batches, batches.steps_per_epoch * turns)):
+                counted += [tuple(told[:2]) for told, weight in zip(one["time_ids"], one["weight"]) if weight]
+                shapes.setdefault(number // turns, set()).add(one["noise"].shape)
+                sizes = {tuple(told[4:]) for told in one["time_ids"]}
+                assert sizes == {(8 * one["noise"].shape[2], 8 * one["noise"].shape[3])}
+            assert batches.cursor == (1, 0)
+    assert sorted(counted) == sorted(sample.size for sample in of_many_sizes)
+    assert all(len(of_step) == 1 for of_step in shapes.values())
+
+
+def test_repeats_draw_anew_and_the_cache_has_the_same(config, opened, encoders, tokenizers, pictures, draw_picture):
+    """A visit is drawn as if it were in an epoch of its own, whose variant the cache keeps."""
+    draw_picture(pictures / "5.png", seed=5, size=(40, 100))
+    config.data.path, config.data.datasets = "", (DatasetConfig(str(pictures), repeats=2),)
+    config.data.crop, config.data.random_flip, config.cache.variants = "random", True, 4
+    config.data.per_batch_size = 10
+    cache.build(config, encoders, tokenizers, progress=False)
+    twice = [joined(take(opened(cached=cached), 4)) for cached in (True, False)]
+    for name in FIELDS:
+        np.testing.assert_array_equal(twice[0][name], twice[1][name], err_msg=name)
+    assert len(np.unique(twice[0]["noise"], axis=0)) == 40
+    config.data.datasets = (DatasetConfig(str(pictures)),)
+    once = joined(take(opened(), 4))
+
+    def rows(batch):
+        return sorted(map(tuple, batch["noise"].reshape(40, -1)))
+
+    np.testing.assert_array_equal(rows(once), rows(twice[0]))  # four epochs of one visit are two of two
+
+
+def test_loss_weights_are_those_of_the_data_set(config, opened, pictures):
+    plain = joined(take(opened(), 3))["weight"]
+    config.data.path, config.data.datasets = "", (DatasetConfig(str(pictures), loss_weight=0.25),)
+    np.testing.assert_allclose(joined(take(opened(), 3))["weight"], 0.25 * plain)

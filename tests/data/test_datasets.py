@@ -116,6 +116,17 @@ def test_too_many_broken_pictures_are_never_skipped(root, picture):
         scan(root, missing_caption="empty", on_bad_sample="skip")
 
 
+@pytest.mark.parametrize(("bad", "good", "stops"), [(3, 3, False), (4, 396, False), (5, 396, True), (4, 395, True)])
+def test_at_most_1_percent_and_never_fewer_than_three_are_skipped(bad, good, stops, caplog):
+    data, problems = DataConfig(path="D", on_bad_sample="skip"), [datasets.Problem(str(n), "no") for n in range(bad)]
+    if stops:
+        with pytest.raises(SuiteError, match="too many to skip"):
+            datasets.judge(data, problems, good)
+    else:
+        datasets.judge(data, problems, good)
+        assert f"{bad} of {bad + good} samples in D cannot be used" in caplog.text
+
+
 def test_folders_that_cannot_be_used(tmp_path):
     with pytest.raises(SuiteError, match="no pictures in"):
         scan(tmp_path)
