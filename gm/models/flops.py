@@ -87,8 +87,8 @@ def training(
 ) -> int:
     """Floating point operations of a training step for one sample: forward and backward, nothing computed twice.
 
-    ``height`` and ``width`` are those of the latents, ``context`` is how many states of a text the UNet is given. Of the
-    UNet, and of the text towers if they are trained, which take 77 tokens at a time.
+    ``height`` and ``width`` are those of the latents, ``context`` is how many states of a text the UNet is given. Of
+    the UNet, and of the text towers if they are trained, which take 77 tokens at a time.
     """
     forward = unet_forward(arch.unet, height, width, context)
     if text_encoders:
