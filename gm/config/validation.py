@@ -206,8 +206,11 @@ def _validate_validation(config: Config) -> None:
     if validation.draws and not config.model.weight:
         flag = "infer_during_train" if validation.infer_during_train else "validation_using_datasets"
         raise UsageError(f"--{flag} draws with the autoencoder of --weight: name a whole model")
-    if validation.clip_weight and not validation.infer_during_train:
-        raise UsageError("--validation_clip_weight does nothing without --infer_during_train and --validation_prompt")
+    for flag in ("clip_weight", "other_stage_weight"):
+        if getattr(validation, flag) and not validation.infer_during_train:
+            raise UsageError(f"--validation_{flag} does nothing without --infer_during_train and --validation_prompt")
+    if validation.other_stage_weight and not config.diffusion.refiner_training:
+        raise UsageError("--validation_other_stage_weight is for one of two experts: give --refiner_training too")
     if validation.strength is not None and not validation.using_datasets:
         raise UsageError("--validation_strength does nothing without --validation_using_datasets")
     _validate_eval_timesteps(config)

@@ -14,11 +14,12 @@ from gm.evaluation.clip_score import ClipScorer
 from gm.evaluation.eval_loss import eval_loss_of
 from gm.evaluation.pictures import CLIP_SCORES, write_scores
 from gm.files import replacing, write_json, write_text
+from gm.sampling.emphasis import plain
 from gm.sampling.networks import load_networks
 from gm.sampling.output import contact_sheet, picture_name, slug
 from gm.sampling.pipeline import Pipeline
-from gm.sampling.prompts import Wish, make_wishes, read_prompts
-from gm.sampling.run import draw, schedule, settings
+from gm.sampling.prompts import Wish, read_prompts
+from gm.sampling.run import checked_wishes, draw, schedule, second_stage
 from gm.training.plots import plot_eval_loss
 
 TABLE, RECORD, GRID, CURVES = "compare.md", "compare.json", "grid.png", "eval_loss.png"
@@ -36,24 +37,25 @@ def compare(
 ) -> list[dict]:
     """Draw and measure each checkpoint; write grid, table and records into ``folder``; return the records.
 
-    Drawn are the prompts of section ``sample``, each checkpoint with the same seeds, into a folder of its own; scored
-    with ``validation.clip_weight``, if given, and by the ``judges``, more being better. The evaluation loss is measured
-    on ``validation.eval_data_path``, if given.
+    Drawn are the prompts of section ``sample``, each checkpoint with the same seeds, into a folder of its own (with
+    ``sample.stage2_weight`` each as the first of two stages); scored with ``validation.clip_weight``, if given, and by
+    the ``judges``, more being better. The evaluation loss is measured on ``validation.eval_data_path``, if given.
 
     Raises:
         SuiteError: weights, prompts or pictures that are missing or do not fit.
     """
     sample, validation = config.sample, config.validation
-    wishes = make_wishes(
-        read_prompts(sample.prompt), settings(config), sample.seed, sample.num_images, sample.negative_prompt
-    )
-    prompts = [wish.request.prompt for wish in wishes]
+    wishes = checked_wishes(config, read_prompts(sample.prompt))
+    read = plain if sample.weighted_prompts else str
+    prompts = [read(wish.request.prompt) for wish in wishes]
     scorer = ClipScorer.load(validation.clip_weight, config.model.tokenizer) if validation.clip_weight else None
     subject = Subject(config)
     loss = eval_loss_of(config, subject) if validation.eval_data_path else None
     networks = load_networks(config.model.weight, subject.unet)
-    kind = config.diffusion.prediction_type
-    pipeline = Pipeline(networks, Tokenizers.of(config.model), schedule(config.diffusion), kind)
+    abar, kind = schedule(config.diffusion), config.diffusion.prediction_type
+    pipeline = Pipeline(networks, Tokenizers.of(config.model), abar, kind, weighted=sample.weighted_prompts)
+    if sample.stage2_weight:
+        pipeline.second = second_stage(config, pipeline)
     records, rows = [], []
     for number, checkpoint in enumerate(checkpoints, 1):
         subject.hold(checkpoint.path)

@@ -6,7 +6,6 @@ from gm.config import Config
 from gm.evaluation.clip_score import ClipScorer
 from gm.evaluation.pictures import CLIP_SCORES, write_scores
 from gm.models.unet import UNet
-from gm.sampling.output import picture_name
 from gm.sampling.preview import Preview
 
 
@@ -25,11 +24,10 @@ class ScoredPreview:
 
     def __call__(self, folder: Path) -> dict[str, float]:
         """Draw into ``folder``; the scores are written there (``clip_score.json``), the summary's values returned."""
-        drawn = self._preview(folder)
+        shown = self._preview(folder)
         if self._scorer is None:
             return {}
-        prompts = [wish.request.prompt for wish in self._preview.wishes]
-        scores = self._scorer.score([one.picture for one in drawn], prompts)
-        names = [picture_name(index, wish) for index, wish in enumerate(self._preview.wishes)]
+        names, prompts = [one.name for one in shown], [one.prompt for one in shown]
+        scores = self._scorer.score([one.picture for one in shown], prompts)
         write_scores(folder / CLIP_SCORES, scores, names, prompts, self._clip)
         return scores.metrics()

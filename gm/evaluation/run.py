@@ -6,7 +6,7 @@ from pathlib import Path
 from gm.config import Config
 from gm.errors import UsageError
 from gm.files import write_json
-from gm.launch import start
+from gm.sampling.run import start_device
 
 CURVES, RECORD = "eval_loss.png", "eval_loss.json"
 
@@ -22,7 +22,7 @@ def eval_loss(config: Config, checkpoints: Sequence[str]) -> list[str]:
     config.validation.eval_data_path = config.validation.eval_data_path or config.data.path
     if not config.validation.eval_data_path:
         raise UsageError("nothing to evaluate on: name a folder of pictures and captions with --data_path")
-    _start(config)
+    start_device(config)
     from gm.evaluation.checkpoints import find
     from gm.evaluation.eval_loss import evaluate
     from gm.training.plots import plot_eval_loss
@@ -49,17 +49,10 @@ def compare(config: Config, checkpoints: Sequence[str]) -> list[str]:
         raise UsageError("nothing to compare: --checkpoints runs/my_run, or files, after --weight with the whole model")
     if not config.sample.prompt.strip():
         raise UsageError('nothing to draw: --prompt "your prompt", or a text file with one prompt a line')
-    _start(config)
+    start_device(config)
     from gm.evaluation import compare as comparison
     from gm.evaluation.checkpoints import find
 
     folder = Path(config.sample.save_path)
     records = comparison.compare(config, find(checkpoints), folder)
     return [comparison.table(records), f"wrote {folder / comparison.TABLE} with {comparison.GRID}"]
-
-
-def _start(config: Config) -> None:
-    device = start(config.launch)
-    from gm.models import attention  # imports MindSpore, which start() prepares
-
-    attention.choose(config.model.attention, device.target, config.launch.precision)

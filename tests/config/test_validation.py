@@ -46,6 +46,11 @@ def read(arguments: str):
         ("--validation_using_datasets", ["--validation_using_datasets draws", "--weight"]),
         ("--validation_strength 0.2", ["--validation_strength", "without --validation_using_datasets"]),
         ("--validation_clip_weight c", ["--validation_clip_weight", "--infer_during_train"]),
+        ("--validation_other_stage_weight o", ["--validation_other_stage_weight", "--infer_during_train"]),
+        (
+            "--validation_other_stage_weight o --infer_during_train --validation_prompt x --weight w",
+            ["one of two experts", "--refiner_training"],
+        ),
     ],
 )
 def test_contradictions_are_refused(arguments, named):

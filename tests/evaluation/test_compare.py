@@ -14,7 +14,6 @@ from gm.errors import SuiteError
 from gm.evaluation.checkpoints import Checkpoint, Subject, find
 from gm.evaluation.compare import compare, table
 from gm.evaluation.run import eval_loss
-from gm.launch import Device
 from gm.training.assemble import load_unet
 from gm.training.eval_loss import Evaluation
 from gm.weights.load import write_parameters
@@ -83,7 +82,7 @@ def test_the_tool_measures_every_checkpoint_and_draws_one_picture(config, blind,
     monkeypatch.setattr("gm.evaluation.eval_loss.eval_loss_of", lambda config, subject: measure)
     config.data.path, config.validation.eval_data_path = config.validation.eval_data_path, ""
     config.sample.save_path = str(tmp_path / "out")
-    monkeypatch.setattr("gm.evaluation.run.start", lambda launch: Device("CPU"))
+    monkeypatch.setattr("gm.evaluation.run.start_device", lambda config: None)
     told = eval_loss(config, [WHOLE, str(blind)])
     assert [line.split() for line in told[1:3]] == [["0.400000", "tiny_sdxl"], ["0.250000", "unet_7"]]
     assert held == [Path(WHOLE), blind / "weights" / "unet_7.ckpt"]

@@ -116,3 +116,48 @@ def test_a_training_picture_is_framed_as_in_training_and_spread_over_the_folder(
     Path(config.data.path, "1.png").write_bytes(b"no picture")
     with pytest.raises(SuiteError, match=r"1\.png"):
         Preview(config, None)
+
+
+@pytest.fixture
+def pair(config, fake_networks, monkeypatch):
+    """An expert in training and the other one, with networks that are arithmetic; gives both."""
+
+    class Networks(fake_networks):
+        has_text_encoders = True
+
+        def forget_text_encoders(self):
+            self.has_text_encoders = False
+
+    trained, other = Networks(), Networks()
+    monkeypatch.setattr("gm.sampling.preview.load_networks", lambda path, unet: trained)
+    monkeypatch.setattr("gm.sampling.preview.load_second_stage", lambda path, first: other)
+    config.validation.other_stage_weight = "other.ckpt"
+    config.diffusion.prediction_type, config.diffusion.rescale_betas_zero_snr = "v_prediction", True
+    config.diffusion.refiner_training, config.diffusion.refiner_training_strength = True, 0.35
+    config.sample.timestep_spacing, config.sample.sample_step, config.sample.num_images = "trailing", 20, 1
+    return trained, other
+
+
+EVERY = list(range(999, 0, -50))
+NOISY, CLEAN = [t for t in EVERY if t >= 350], [t for t in EVERY if t < 350]
+
+
+def test_the_first_expert_draws_alone_and_with_the_second(config, pair, tmp_path):
+    config.diffusion.refiner_training_invert_schedule = True
+    (shown,) = Preview(config, None)(tmp_path)
+    trained, other = pair
+    assert trained.timesteps == EVERY + NOISY
+    assert other.timesteps == CLEAN
+    assert (shown.name, shown.prompt) == ("both/000_seed42_a-red-circle.png", "a red circle")
+    with Image.open(tmp_path / shown.name) as both, Image.open(tmp_path / shown.name.removeprefix("both/")) as alone:
+        np.testing.assert_array_equal(np.asarray(both), np.asarray(shown.picture))
+        assert alone.text["prompt"] == both.text["prompt"]
+    assert not other.has_text_encoders  # they share the text states of the trained one
+
+
+def test_the_second_expert_draws_prompts_only_after_the_first(config, pair, tmp_path):
+    Preview(config, None)(tmp_path)
+    trained, other = pair
+    assert trained.timesteps == CLEAN
+    assert other.timesteps == NOISY
+    assert [path.name for path in tmp_path.iterdir()] == ["both"]

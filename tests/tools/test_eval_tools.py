@@ -17,7 +17,7 @@ WEIGHT = ("--weight", "demo/tiny/tiny_sdxl.safetensors")
 def started(monkeypatch):
     """The device of this process is ready; setting it up a second time is an error of MindSpore."""
     monkeypatch.setattr("gm.launch.start", lambda launch: Device("CPU"))
-    monkeypatch.setattr("gm.evaluation.run.start", lambda launch: Device("CPU"))
+    monkeypatch.setattr("gm.evaluation.run.start_device", lambda config: None)
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,11 @@ class ValidationConfig:
         at_most=1,
         flag="validation_strength",
     )
+    other_stage_weight: str = setting(
+        "",
+        "the other of two experts, a whole model or its UNet: --infer_during_train then draws with both of them too",
+        flag="validation_other_stage_weight",
+    )
     clip_weight: str = setting(
         "",
         "a CLIP with both towers (a folder of the hub, such as openai/clip-vit-large-patch14's): scores what "
