@@ -1,6 +1,6 @@
 """The evaluation tools from their configuration on: the device made ready, then the work. See ``tools/eval``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gm.config import Config
@@ -39,8 +39,8 @@ def eval_loss(config: Config, checkpoints: Sequence[str]) -> list[str]:
     return [f"{'eval loss':>10}  checkpoint", *rows, f"wrote {folder / CURVES} and {RECORD}"]
 
 
-def compare(config: Config, checkpoints: Sequence[str]) -> list[str]:
-    """Draw and score checkpoints side by side; returns what to print.
+def compare(config: Config, checkpoints: Sequence[str], judges: dict[str, Callable] | None = None) -> list[str]:
+    """Draw and score checkpoints side by side; returns what to print. ``judges``: ``gm.evaluation.compare.Judge``.
 
     Raises:
         SuiteError: one line naming the thing and the remedy.
@@ -54,5 +54,5 @@ def compare(config: Config, checkpoints: Sequence[str]) -> list[str]:
     from gm.evaluation.checkpoints import find
 
     folder = Path(config.sample.save_path)
-    records = comparison.compare(config, find(checkpoints), folder)
-    return [comparison.table(records), f"wrote {folder / comparison.TABLE} with {comparison.GRID}"]
+    records = comparison.compare(config, find(checkpoints), folder, judges)
+    return [comparison.table(records, judges), f"wrote {folder / comparison.TABLE} with {comparison.GRID}"]
