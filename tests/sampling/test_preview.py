@@ -34,7 +34,7 @@ def test_pictures_follow_the_weights_and_nothing_is_compiled_twice(config, tmp_p
     unet.set_train()
     drawer = Preview(config, unet)
     first = [parameter.asnumpy().copy() for parameter in unet.get_parameters()]
-    networks = drawer._pipeline.networks
+    networks = drawer._alone.networks
 
     def draw(name: str) -> dict[str, bytes]:
         drawer(tmp_path / name)
