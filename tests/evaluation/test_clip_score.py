@@ -72,6 +72,7 @@ def clip():
     return build_clip(TINY, seed=0)
 
 
+@pytest.mark.slow
 def test_each_picture_is_held_against_its_own_prompt_whatever_the_batch(clip):
     pictures, prompts = [picture(seed) for seed in range(5)], ["cat", "dog", "cat", "cow", "dog"]
     scorer = ClipScorer(TINY, clip, Words(), batch_size=2)
