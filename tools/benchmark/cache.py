@@ -204,9 +204,7 @@ def entries(options: argparse.Namespace, root: Path) -> None:
         command = [sys.executable, __file__, "opened", "--folder", str(root)]
         told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(f"{turn} start, {told['entries']} pictures: {told['open']:.1f} s to scan and open,", end=" ")
-        print(
-            f"{told['first']:.2f} s to the first batch of 4, peak {told['peak']:.0f} MB ({told['idle']:.0f} MB before)"
-        )
+        print(f"{told['first']:.2f} s to the first batch of 4, {told['own'] - told['idle']:.0f} MB of memory")
         print(f"  latent and text of a random sample: {told['median']:.3f} ms, 99 of 100 within {told['worst']:.3f} ms")
 
 

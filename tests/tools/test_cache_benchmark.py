@@ -1,0 +1,32 @@
+"""The benchmark of the cache runs, on so little that its figures mean nothing."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools/benchmark/cache.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("cache_benchmark", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("task", "figures"),
+    [
+        (("build", "--seconds", "0.001", "--rounds", "1", "--resolution", "64"), r"ratio \d+\.\d+"),
+        (("read", "--resolution", "64"), r"second epoch, 2 workers: \d+ samples/s of 64 px"),
+        (("entries",), r"first start, 24 pictures: \d\.\d s to scan and open"),
+    ],
+)
+def test_it_runs_and_leaves_nothing(benchmark, capsys, monkeypatch, tmp_path, task, figures):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    benchmark.main([*task, "--pictures", "24"])
+    assert re.search(figures, capsys.readouterr().out)
+    assert not list(tmp_path.iterdir())
