@@ -323,4 +323,5 @@ def _decode(sample: Sample, framing: transforms.Framing) -> np.ndarray:
     try:
         return transforms.decode(sample.picture, framing)
     except BadPictureError as error:
-        raise SuiteError(f"picture {sample.id} cannot be used: {error}; mend or remove it") from None
+        remedy = "mend or remove it; --verify pixels finds such pictures at the start"
+        raise SuiteError(f"picture {sample.id} cannot be used: {error}; {remedy}") from None

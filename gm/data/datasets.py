@@ -11,8 +11,9 @@ from pathlib import Path
 
 from gm.config.sections.data import DataConfig, DatasetConfig
 from gm.data.notes import FileNotes
+from gm.data.prefetch import for_each
 from gm.data.sample import Found, Problem, Sample
-from gm.data.sources.folder import TAR_SUFFIX, read_folder
+from gm.data.sources.folder import TAR_SUFFIX, THREADS, read_folder
 from gm.data.sources.headers import PICTURE_SUFFIXES, Headers
 from gm.data.sources.tar import expand, read_tar
 from gm.errors import SuiteError
@@ -155,7 +156,8 @@ def find(dataset: DatasetConfig, pixels: bool = False) -> tuple[list[Found], lis
             raise SuiteError(f"no shard {missing[0]}: {len(missing)} of {len(shards)} in {dataset.path} are not there")
         root = shards[0].parent
         headers = Headers(FileNotes(root / NOTES), pixels)
-        found = [one for path in shards for one in read_tar(path, path.name, headers)]
+        of_shards = for_each(lambda path: read_tar(path, path.name, headers), shards, THREADS, chunk=1)
+        found = [one for of_shard in of_shards for one in of_shard]
         gone: list[Problem] = []
     elif root.is_dir():
         headers = Headers(FileNotes(root / NOTES), pixels)
