@@ -303,3 +303,5 @@ def test_class_pictures_that_are_lacking_are_counted(dreambooth, root):
     assert count(DataConfig(**dreambooth | {"num_class_images": 12})) == 5
     assert count(DataConfig(**dreambooth | {"class_data_path": f"{root}/none"})) == 7
     assert count(DataConfig(path="x")) == 0
+    with pytest.raises(SuiteError, match="none has no pictures of the class yet"):
+        datasets.scan(DataConfig(**dreambooth | {"class_data_path": f"{root}/none"}))
