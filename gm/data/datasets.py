@@ -46,8 +46,8 @@ def inspect(data: DataConfig) -> tuple[list[Sample], list[Problem]]:
     """Samples and problems of all data sets. Raises SuiteError only if one has no pictures at all."""
     if lacking_class_pictures(data) == data.num_class_images:
         raise SuiteError(
-            f"{data.class_data_path} has no pictures of the class yet: training and --task cache draw them first, which a "
-            "dry run does not"
+            f"{data.class_data_path} has no pictures of the class yet: training and --task cache draw them first, "
+            "which a dry run does not"
         )
     datasets = data_sets(data)
     samples: list[Sample] = []
