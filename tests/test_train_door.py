@@ -124,3 +124,20 @@ def test_nothing_is_done_on_a_device_that_cannot_start(door, monkeypatch):
     monkeypatch.setitem(sys.modules, "gm.training.loop", loop)
     with pytest.raises(SuiteError, match="no such device"):
         door.main(["--data_path", "D"])
+
+
+@pytest.mark.parametrize("task", ["train", "cache"])
+def test_pictures_of_a_class_are_drawn_before_the_task(door, monkeypatch, task):
+    done = []
+    tasks = {"train": ("gm.training.loop", "train"), "cache": ("gm.data.cache", "build")}
+    drawing = ("gm.sampling.class_images", "draw_lacking")
+    for module, function in (tasks[task], drawing):
+        room, _, name = module.rpartition(".")
+        fake = SimpleNamespace(**{function: lambda *given, name=function, **more: done.append(name)})
+        monkeypatch.setitem(sys.modules, module, fake)
+        monkeypatch.setattr(f"{room}.{name}", fake, raising=False)
+    monkeypatch.setattr("gm.launch.start", lambda launch, together: Device("CPU"))
+    door.main(["--task", task, "--data_path", "D"])
+    prior = ["--with_prior_preservation", "--class_data_dir", "C", "--class_prompt", "a dog"]
+    door.main(["--task", task, "--data_path", "D", *prior])
+    assert done == [tasks[task][1], "draw_lacking", tasks[task][1]]

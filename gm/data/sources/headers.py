@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+import PIL
+
 from gm.data import transforms
 from gm.data.buckets import Size
 from gm.data.notes import FileNotes
@@ -21,8 +23,8 @@ class Headers:
 
     @property
     def kind(self) -> str:
-        """What the notes are of."""
-        return "pixels" if self.pixels else "header"
+        """What the notes are of: another Pillow may read more."""
+        return f"{'pixels' if self.pixels else 'header'} {PIL.__version__}"
 
     def read(self, picture: PictureFile) -> Size | str:
         """Upright (height, width), or why the picture cannot be used."""
