@@ -26,9 +26,9 @@ def main(arguments: list[str]) -> None:
     configuration(arguments)
     if importlib.util.find_spec("streamlit") is None:
         raise UsageError("the page needs Streamlit: bash scripts/setup.sh --extras ui")
-    command = [sys.executable, "-m", "streamlit", "run", __file__, "--browser.gatherUsageStats", "false"]
+    plain = ["--browser.gatherUsageStats", "false", "--client.toolbarMode", "minimal"]
     sys.stdout.flush()
-    os.execv(sys.executable, [*command, "--", *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", __file__, *plain, "--", *arguments])
 
 
 def configuration(arguments: list[str]) -> Config:

@@ -8,6 +8,8 @@ def prepare_environment() -> None:
     """Set what must be in the environment before ``import mindspore``; what the user has set stays."""
     # MindSpore's own warnings bury ours; GLOG_v=2 brings them back.
     os.environ.setdefault("GLOG_v", "3")
+    # MindSpore's own choice, made before another package (Streamlit) loads protobuf in the way that it cannot use.
+    os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
     try:
         release = tuple(int(part) for part in version("mindspore").split(".")[:2])
     except (PackageNotFoundError, ValueError):

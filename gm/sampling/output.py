@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,10 +71,24 @@ def save_manifest(folder: Path, names: Sequence[str], wishes: Sequence[Wish], co
     write_json(folder / MANIFEST, {"images": images})
 
 
-def contact_sheet(pictures: Sequence[Image.Image], labels: Sequence[str], columns: int) -> Image.Image:
-    """All pictures at one glance, row by row, each with its label below."""
+def sheet_of(pictures: Sequence[Image.Image], wishes: Sequence[Wish]) -> Image.Image:
+    """The contact sheet of a run: a row for each prompt, or a square where each has one picture."""
+    cells = [(picture, f"{wish.request.seed}: {wish.request.prompt}") for picture, wish in zip(pictures, wishes)]
+    rows = [
+        [cell for _, cell in group]
+        for _, group in groupby(zip(wishes, cells), lambda pair: (pair[0].request.prompt, pair[0].settings))
+    ]
+    columns = max(map(len, rows))
+    if columns == 1:
+        return contact_sheet(*zip(*cells), round(len(cells) ** 0.5))
+    filled = [cell for row in rows for cell in row + [(None, "")] * (columns - len(row))]
+    return contact_sheet(*zip(*filled), columns)
+
+
+def contact_sheet(pictures: Sequence[Image.Image | None], labels: Sequence[str], columns: int) -> Image.Image:
+    """All pictures at one glance, row by row, each with its label below; None leaves a place empty."""
     font = ImageFont.load_default(LINE - 3)
-    cells = [_fitted(picture) for picture in pictures]
+    cells = [_fitted(picture or Image.new("RGB", (1, 1), PAPER)) for picture in pictures]
     width = max(cell.width for cell in cells) + MARGIN
     height = max(cell.height for cell in cells) + LABEL_LINES * LINE + MARGIN
     rows = -(-len(cells) // columns)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import streamlit as st
+from google.protobuf.internal import api_implementation
 from PIL import Image
 
 from gm.config import Config, validate
@@ -29,6 +30,9 @@ PIXELATED = 256  # smaller pictures are shown enlarged, pixel by pixel
 def page(config: Config) -> None:
     """Render the page, which begins with what a configuration says; Streamlit calls this anew at every click."""
     st.set_page_config("Sampling", layout="wide")
+    if api_implementation.Type() != "python":  # see gm/environment.py
+        st.error("MindSpore cannot be used beside what Streamlit has loaded: start the page by python demo/sampling.py")
+        st.stop()
     begin(config)
     with st.sidebar:
         choose_weights(config)
@@ -64,8 +68,15 @@ def begin(config: Config) -> None:
 def choose_weights(config: Config) -> None:
     found = weights_in(Path(config.model.weight).parent, Path("checkpoints"))
     found = list(dict.fromkeys([config.model.weight, st.session_state.weight, *found]))
-    st.selectbox("Weights", found, key="weight", accept_new_options=True, help="A whole model; a path may be typed in")
-    st.selectbox("Compare with", [NOTHING, *found], key="other", accept_new_options=True, help="At the same seeds")
+    names = [Path(path).name for path in found]
+
+    def shown(path: str) -> str:
+        own = Path(path)
+        return own.name if names.count(own.name) < 2 else f"{own.parent.name}/{own.name}"
+
+    typed = {"format_func": shown, "accept_new_options": True}
+    st.selectbox("Weights", found, key="weight", help="A whole model; its path may be typed in", **typed)
+    st.selectbox("Compare with", [NOTHING, *found], key="other", help="At the same prompts and seeds", **typed)
     with st.expander("What they predict"):
         st.selectbox("Prediction", PREDICTION_TYPES, key="prediction_type")
         st.checkbox("Zero terminal SNR", key="rescale_betas_zero_snr")

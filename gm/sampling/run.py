@@ -22,7 +22,7 @@ from gm.files import replacing
 from gm.launch import start
 from gm.sampling.emphasis import plain
 from gm.sampling.expert import Expert
-from gm.sampling.output import CONTACT_SHEET, contact_sheet, picture_name, save_manifest, save_picture
+from gm.sampling.output import CONTACT_SHEET, picture_name, save_manifest, save_picture, sheet_of
 from gm.sampling.pipeline import Drawn, Pipeline
 from gm.sampling.prompts import Wish, make_wishes, read_prompts
 from gm.sampling.settings import Settings, plan_steps
@@ -131,9 +131,7 @@ def draw(
     for index, result in enumerate(_draw_all(pipeline, wishes, sample.batch_size, noise, picture, progress, on_step)):
         save_picture(folder / names[index], result.picture, wishes[index], common)
         drawn.append(result)
-    columns = sample.num_images if sample.num_images > 1 else round(len(wishes) ** 0.5)
-    labels = [f"{wish.request.seed}: {wish.request.prompt}" for wish in wishes]
-    sheet = contact_sheet([result.picture for result in drawn], labels, columns)
+    sheet = sheet_of([result.picture for result in drawn], wishes)
     with replacing(folder / CONTACT_SHEET) as file:
         sheet.save(file, format="PNG")
     save_manifest(folder, names, wishes, common)

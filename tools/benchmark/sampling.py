@@ -66,7 +66,9 @@ def diffusers(options: argparse.Namespace) -> tuple[str, Draw]:
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(options.folder, add_watermarker=False)
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(
+        options.folder, add_watermarker=False, torch_dtype=torch.float32
+    )
     pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing="leading"
     )
