@@ -170,16 +170,16 @@ def step(options: argparse.Namespace, root: Path) -> None:
     for kind in ("pictures", "cache"):
         config = configuration(root, 64, options.batch)
         config.model.weight, config.model.architecture, config.model.tokenizer = "", "tiny", "demo/tiny/tokenizer"
-        config.train.max_train_steps, config.train.save_path, config.train.run_name = options.steps, str(root), kind
-        config.train.save_path_with_time = False
+        config.train.max_train_steps, config.train.save_path = options.steps, str(root)
+        config.train.run_name = f"from_{kind}"
         config.launch.threads = options.threads
         config.cache.latent = config.cache.text_embedding = kind == "cache"
         (root / "config.yaml").write_text(config.to_yaml())
         door = [sys.executable, str(Path(__file__).resolve().parents[2] / "train.py"), "--config", root / "config.yaml"]
         if kind == "cache":
-            subprocess.run([*door, "--task", "cache"], check=True, capture_output=True)
-        subprocess.run(door, check=True, capture_output=True)
-        lines = [json.loads(line) for line in (root / kind / "metrics.jsonl").read_text().splitlines()]
+            subprocess.run([*door, "--task", "cache"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(door, check=True, stdout=subprocess.DEVNULL)
+        lines = [json.loads(line) for line in (root / config.train.run_name / "metrics.jsonl").read_text().splitlines()]
         medians[kind] = statistics.median(line["seconds"] for line in lines[WARM_UP:])
     for kind, seconds in medians.items():
         print(f"tiny, batch {options.batch}, {kind}: {seconds:.3f} s a step ({seconds / medians['pictures']:.2f})")
