@@ -1,6 +1,7 @@
 """Making entries of the cache: pictures and captions come ready for the encoder, shards go, and it is never idle."""
 
 import logging
+import math
 import shutil
 import time
 from collections import deque
@@ -203,6 +204,7 @@ class Pictures(Work):
         self.workers = config.data.num_parallel_workers
         largest = max((pictures_at_once(*needed[shard.keys[0]][1].target) for shard in self.shards), default=0)
         self.ahead = 2 * largest + self.workers
+        self.pixels = sum(math.prod(needed[key][1].original) for shard in self.shards for key in shard.keys)
 
     def named(self, key: str) -> str:
         return self.needed[key][0].id
@@ -220,7 +222,7 @@ class Pictures(Work):
                     waiting.append((shard, keys, size))
                     yield from map(self._picture, keys)
 
-        with decoding.Decoders(self.workers, self.total) as decoders:
+        with decoding.Decoders(self.workers, self.pixels) as decoders:
             framed = ahead(decoders.threads, decoders.frame, pictures(), self.ahead)
             try:
                 for first in framed:

@@ -19,8 +19,9 @@ from gm.data.sample import PictureFile
 from gm.data.transforms import BadPictureError, Framing
 from gm.errors import SuiteError
 
-# Below this, threads are done before processes have started. Above, Python's lock would hold up the encoder's thread.
-WORTH_PROCESSES = 128
+# Pixels: some three seconds of decoding and framing. With fewer, threads are done before processes have started; with
+# more, Python's lock would hold up the encoder's thread.
+WORTH_PROCESSES = 100_000_000
 
 # This module and what it imports know nothing of MindSpore: a process that decodes starts in a fraction of a second.
 
@@ -63,11 +64,11 @@ class Decoders:
     manager.
     """
 
-    def __init__(self, workers: int, count: int):
-        """``count`` pictures are to come."""
+    def __init__(self, workers: int, pixels: int):
+        """``pixels``: of the pictures to come, before they are framed."""
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
         self._idle: queue.SimpleQueue[subprocess.Popen | None] = queue.SimpleQueue()
-        self._apart = count >= WORTH_PROCESSES
+        self._apart = pixels >= WORTH_PROCESSES
         self.processes: list[subprocess.Popen] = []
         for _ in range(workers):
             self._idle.put(None)  # a process starts with its first picture
