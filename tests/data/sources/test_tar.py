@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from gm.config.sections.data import DataConfig
-from gm.data import datasets, transforms
+from gm.data import cache, datasets, transforms
+from gm.data.batches import Batches
 from gm.data.notes import FileNotes
 from gm.data.sources.tar import expand
 from gm.errors import SuiteError
@@ -101,6 +102,21 @@ def test_a_hash_is_of_the_member_alone(shards, tmp_path):
     hashes = [sample.picture.hash(notes) for sample in scan(shards)]
     assert hashes[3] == whole.picture.hash(notes)
     assert len(set(hashes)) == 6
+
+
+def test_a_shard_has_the_cache_of_the_files_that_are_in_it(config, encoders, tokenizers, pictures, tmp_path):
+    cache.build(config, encoders, tokenizers, progress=False)
+    with Batches(config, datasets.scan(config.data), None, encoders, tokenizers) as batches:
+        of_files = [next(batches) for _ in range(3)]
+    members = {path.name: path.read_bytes() for path in pictures.iterdir() if path.name[0] != "."}
+    config.data.path = str(pack(tmp_path / "one.tar", members))
+    made = encoders.pictures, encoders.texts
+    cache.build(config, encoders, tokenizers, progress=False)
+    assert (encoders.pictures, encoders.texts) == made
+    with Batches(config, [], cache.open(config, None, encoders, tokenizers), encoders, tokenizers) as batches:
+        of_shard = [next(batches) for _ in range(3)]
+    for one, other in zip(of_files, of_shard):  # the order follows from places, which are the same
+        np.testing.assert_array_equal(one["moments"], other["moments"])
 
 
 def test_an_unchanged_shard_is_not_gone_through_again(shards, monkeypatch):
