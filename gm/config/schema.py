@@ -128,7 +128,4 @@ VALIDATION_FLAGS: dict[str, str] = {
 }
 
 # Settings that parse but of which this release runs these values only; others are refused. Delete a row to open it.
-NOT_IN_THIS_RELEASE: dict[str, tuple[Any, ...]] = {
-    "parallel.ici_tensor_parallelism": (1,),
-    "parallel.dcn_tensor_parallelism": (1,),
-}
+NOT_IN_THIS_RELEASE: dict[str, tuple[Any, ...]] = {}

@@ -80,13 +80,7 @@ def validate(config: Config, door: str = "train") -> None:
         raise UsageError("--param_fp16 keeps weights in float16, which --precision bf16 does not take: leave one out")
     if config.optim.relative_step and config.optim.optimizer != "adafactor":
         raise UsageError(f"--relative_step is of --optimizer adafactor, not {config.optim.optimizer}: leave it out")
-    if config.parallel.zero_stage and config.optim.optimizer == "adafactor":
-        raise UsageError(
-            f"--zero_stage {config.parallel.zero_stage} shares out single numbers, and --optimizer adafactor takes "
-            "whole tensors: take adamw or lion, or leave --zero_stage out"
-        )
-    if config.parallel.dry_run_devices and not config.dry_run:
-        raise UsageError("--dry_run_devices is for --dry_run: leave it out")
+    _validate_parallel(config)
     if config.dry_run and (door, config.task) != ("train", "train"):
         raise UsageError("--dry_run is for training only: leave it out")
     if door == "sample":
@@ -194,6 +188,22 @@ def _validate_cache(config: Config) -> None:
         )
     if config.task == "cache" and not latent:
         raise UsageError("task cache has nothing to write: turn --cache_latent and --cache_text_embedding on")
+
+
+def _validate_parallel(config: Config) -> None:
+    parallel, optimizer = config.parallel, config.optim.optimizer
+    if parallel.zero_stage and optimizer == "adafactor":
+        raise UsageError(
+            f"--zero_stage {parallel.zero_stage} shares out single numbers, and --optimizer adafactor takes whole "
+            "tensors: take adamw or lion, or leave --zero_stage out"
+        )
+    if parallel.zero_stage and (parallel.ici_tensor_parallelism != 1 or parallel.dcn_tensor_parallelism != 1):
+        raise UsageError(
+            f"--zero_stage {parallel.zero_stage} does not go with axis tensor: leave its degrees at 1, or --zero_stage "
+            "out"
+        )
+    if parallel.dry_run_devices and not config.dry_run:
+        raise UsageError("--dry_run_devices is for --dry_run: leave it out")
 
 
 def _validate_validation(config: Config) -> None:

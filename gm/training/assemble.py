@@ -11,6 +11,7 @@ from gm.data.encoders import NetworkEncoders
 from gm.errors import SuiteError
 from gm.models.architecture import UNTRAINED, ModelArchitecture
 from gm.models.build import build_unet
+from gm.models.divided import divide
 from gm.models.precision import set_precision
 from gm.models.recompute import recompute
 from gm.models.unet import UNet
@@ -26,6 +27,7 @@ from gm.training.online import PictureLoss
 from gm.training.optimizer import Optimizer
 from gm.training.scaler import LossScale
 from gm.training.sharing import Layout, SharedOptimizer, SharingExchange, lay_out, shares
+from gm.training.slices import Slices
 from gm.training.state import Contents
 from gm.training.step import AccumulatingStep, TrainStep
 from gm.weights.files import open_weights
@@ -54,7 +56,7 @@ class Parts:
     """What a run trains and with what: the ``weights`` it saves, optimizer, loss scale, average, loss, and the step.
 
     ``loss`` is what an evaluation goes by: of latents, or of pictures if the text encoders are trained. ``layout``: how
-    weights and state are shared out with other devices, if they are.
+    weights and state are shared out with other devices, if they are; ``slices``: how axis tensor divides some of them.
     """
 
     weights: list[Parameter]
@@ -64,6 +66,7 @@ class Parts:
     loss: DiffusionLoss | PictureLoss
     step: TrainStep | AccumulatingStep
     layout: Layout | None = None
+    slices: Slices | None = None
 
     @property
     def state(self) -> list[Parameter]:
@@ -74,6 +77,8 @@ class Parts:
     def contents(self) -> Contents:
         """What a checkpoint keeps of it."""
         averages = self.ema.state if self.ema else []
+        if self.slices is not None:
+            return Contents(self.weights, *self.slices.sort(self.weights, averages, self.state))
         if self.layout is None:
             return Contents(self.weights, averages, self.state)
         return Contents(self.weights, [], self.state, shares(self.layout, self.optimizer, averages))
@@ -108,7 +113,9 @@ def assemble(
     world = world or World()
     optim, launch, parallel = config.optim, config.launch, config.parallel
     networks = [unet, encoders.conditioner] if config.train.text_encoders else [unet]
-    shards = {}
+    shards, kinds = {}, {}
+    if world.mesh.degree("tensor") > 1:
+        kinds = divide(unet, world.group("tensor"))
     for network in networks:
         recompute(network, config.train.recompute)
         if parallel.zero_stage == 3 and world.size > 1:
@@ -138,14 +145,15 @@ def assemble(
     if layout is not None:
         exchange = SharingExchange(world, layout, parallel.bucket_mb, early=parallel.zero_stage > 1)
     elif world.size > 1:
-        exchange = Exchange(world, optimizer.trained, parallel.bucket_mb)
+        exchange = Exchange(world, optimizer.trained, parallel.bucket_mb, kinds)
     batches = optim.gradient_accumulation_steps
     if batches == 1:
         step = TrainStep(of_pictures, optimizer, max_norm, ema, scaler, exchange)
     else:
         step = AccumulatingStep(of_pictures, optimizer, max_norm, ema, batches, scaler, exchange)
     evaluated = of_pictures if config.train.text_encoders else loss
-    return Parts(weights, optimizer, scaler, ema, evaluated, step, layout)
+    slices = Slices(kinds, world.group("tensor"), world.mesh.index("data") == 0) if kinds else None
+    return Parts(weights, optimizer, scaler, ema, evaluated, step, layout, slices)
 
 
 def build_optimizer(optim: OptimConfig, trained: list[Parameter]) -> Optimizer:

@@ -54,6 +54,8 @@ def _row(config: Config, architecture: ModelArchitecture, mesh: Mesh, room: floa
         f"{state / 1e9:.1f}",
         *activations,
         f"{total}{words[fitting[0]]}" if fitting else f"{total}: does not fit",
-        f"{sum(traffic(config, weights, mesh).values()) / 1e9:.1f}" if mesh.size > 1 else "-",
+        f"{sum(traffic(config, architecture, weights, mesh, (side, side)).values()) / 1e9:.1f}"
+        if mesh.size > 1
+        else "-",
     ]
     return f"| {' | '.join(map(str, cells))} |\n"

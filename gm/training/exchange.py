@@ -1,7 +1,8 @@
 """What the devices of a training tell each other in a step, as Cells that the step calls."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
+import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
 from gm.parallel.buckets import Buckets
@@ -26,8 +27,14 @@ class Exchange(nn.Cell):
 
     early = False  # the sums over accumulated batches are exchanged, not each batch's gradients
 
-    def __init__(self, world: World, trained: Sequence[Parameter], megabytes: float):
+    def __init__(
+        self, world: World, trained: Sequence[Parameter], megabytes: float, divided: Container[str] = frozenset()
+    ):
         super().__init__(auto_prefix=False)
+        self.divides = world.mesh.degree("tensor") > 1
+        if self.divides:  # axis tensor has parts of these parameters, and the others whole on each device
+            self.divided = Tensor([float(parameter.name in divided) for parameter in trained], ms.float32)
+            self.over_tensor = AllReduce(world.group("tensor"))
         _, self.parts = world.batch
         self.buckets = Buckets(plan(items(trained), megabytes))
         self.sum = AllReduce(world.group("data", "fsdp"))
@@ -45,5 +52,7 @@ class Exchange(nn.Cell):
         return both[0], both[1]
 
     def square_sums(self, sums: Tensor) -> Tensor:
-        """Those of the whole gradients: every device has them whole."""
+        """Those of the whole gradients, from those of what this device has."""
+        if self.divides:
+            return sums * (1.0 - self.divided) + self.over_tensor(sums * self.divided)
         return sums

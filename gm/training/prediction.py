@@ -4,12 +4,13 @@ Nothing is built for it: one machine predicts for any number of devices.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gm.config import Config
 from gm.models.architecture import ModelArchitecture
+from gm.models.flops import layout
 from gm.parallel.mesh import Mesh
-from gm.parallel.rules import rule
+from gm.parallel.rules import part_shape, rule
 from gm.parallel.shards import Item, plan
 from gm.training.adafactor import matrix_shape
 from gm.weights.keys import AUTOENCODER, UNET, Shapes, expected_shapes
@@ -79,6 +80,8 @@ def persistent(config: Config, weights: Sequence[Weight], mesh: Mesh) -> Persist
     parts, accumulates = mesh.degree("fsdp"), optim.gradient_accumulation_steps > 1
     trained = [weight for weight in weights if weight.trained]
     if not stage:
+        tensor = mesh.degree("tensor")
+        weights, trained = ([_part(weight, tensor) for weight in some] for some in (weights, trained))
         count = sum(weight.size for weight in trained)
         narrow = sum(weight.size for weight in trained if weight.itemsize < FLOAT32)
         return Persistent(
@@ -111,6 +114,12 @@ def persistent(config: Config, weights: Sequence[Weight], mesh: Mesh) -> Persist
     )
 
 
+def _part(weight: Weight, devices: int) -> Weight:
+    """What a device has of a weight that axis tensor may divide."""
+    found = rule(weight.name, "tensor") if devices > 1 else None
+    return replace(weight, shape=part_shape(found.kind, weight.shape, devices)) if found else weight
+
+
 def shared(weight: Weight) -> bool:
     """Whether stage 3 leaves a device only its part of it."""
     return len(weight.shape) > 1 and rule(weight.name, "fsdp") is not None
@@ -129,8 +138,10 @@ def _moments(config: Config, trained: Sequence[Weight]) -> int:
     return FLOAT32 * MOMENTS[kind] * sum(weight.size for weight in trained)
 
 
-def traffic(config: Config, weights: Sequence[Weight], mesh: Mesh) -> dict[str, int]:
-    """Bytes a device sends in a step, by what for.
+def traffic(
+    config: Config, architecture: ModelArchitecture, weights: Sequence[Weight], mesh: Mesh, size: tuple[int, int]
+) -> dict[str, int]:
+    """Bytes a device sends in a step, by what for; ``size`` (height, width) of the pictures in pixels.
 
     Counted for rings, which send least: of n devices, (n - 1)/n of the bytes for a ReduceScatter or an AllGather, twice
     that for an AllReduce (Patarasuk and Yuan 2009, 10.1016/j.jpdc.2008.09.002). Gradients and updated weights travel in
@@ -138,12 +149,18 @@ def traffic(config: Config, weights: Sequence[Weight], mesh: Mesh) -> dict[str, 
     """
     stage, turns = config.parallel.zero_stage, config.optim.gradient_accumulation_steps
     fsdp, data = ((degree - 1) / degree for degree in (mesh.degree("fsdp"), mesh.degree("data")))
-    weights = [weight for weight in weights if weight.trained]
+    tensor = mesh.degree("tensor")
+    weights = [_part(weight, tensor) for weight in weights if weight.trained]
     split = sum(weight.size for weight in weights if stage == 3 and shared(weight))
     whole = sum(weight.size for weight in weights) - split
     if not stage:
         batch = mesh.degree("data", "fsdp")
         found = {"gradients": 2 * (batch - 1) / batch * FLOAT32 * whole}
+        if tensor > 1:  # a sum over the devices for each layer, forward and backward
+            samples = turns * config.data.per_batch_size
+            found["activations"] = (
+                2 * (tensor - 1) / tensor * samples * _summed(architecture, size) * _arithmetic(config)
+            )
     else:
         times = turns if stage > 1 else 1
         found = {
@@ -152,6 +169,12 @@ def traffic(config: Config, weights: Sequence[Weight], mesh: Mesh) -> dict[str, 
             "gathered weights": 2 * turns * fsdp * split * _arithmetic(config),
         }
     return {name: round(count) for name, count in found.items() if count}
+
+
+def _summed(architecture: ModelArchitecture, size: tuple[int, int]) -> int:
+    """Numbers of a sample that axis tensor adds up over its devices: what attention and feed-forward give and take."""
+    blocks = layout(architecture.unet, size[0] // 8, size[1] // 8).blocks
+    return sum(2 * 3 * block.depth * block.pixels * block.out_channels for block in blocks)
 
 
 def _arithmetic(config: Config) -> int:

@@ -47,7 +47,7 @@ def report(
     more = ", and 1 to 2 GB for the process and compiling" if ms.get_context("device_target") == "CPU" else ""
     log.info("memory of a device, estimated: %s; together %s%s", listed, size(sum(needs.values())), more)
     if mesh.size > 1:
-        sent = traffic(config, weights, mesh)
+        sent = traffic(config, architecture, weights, mesh, largest)
         told = ", ".join(f"{name} {size(count)}" for name, count in sent.items())
         log.info("a device sends in a step: %s; together %s", told, size(sum(sent.values())))
 

@@ -1,7 +1,8 @@
 """Checkpoints of weights and state that several devices share out.
 
 state/step_N/shard_I_of_N.ckpt    pieces of the optimizer's state: numbers from ``begin`` on of the flattened tensor
-                                  ``name``, under ``name@begin``
+                                  ``name``, under ``name@begin``; part ``index`` over axis tensor, under
+                                  ``name#kind@index``
 state/step_N/state.json           "shapes" has the whole tensors' shapes
 
 Weights and averages are joined into the ordinary files at every save. A state is read whatever wrote it: one device or
@@ -12,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -20,13 +22,14 @@ from mindspore import Parameter, Tensor
 
 from gm.errors import SuiteError
 from gm.files import replacing
+from gm.parallel.rules import cut, join, whole_shape
 from gm.parallel.shards import Item, Shard
 from gm.weights.ckpt import CkptWriter
 from gm.weights.files import WeightFile, open_weights
 from gm.weights.load import TAGS
 from gm.weights.sources import JoinedSource, ReshapedSource, Source
 
-MARK = "@"
+MARK, PART = "@", "#"
 EMA_PREFIX = "ema."
 
 
@@ -46,6 +49,28 @@ class Portion:
         """Every tensor of which there is a part, here or on another device."""
         return [item for item in self.shard.bucket.items if self.only is None or item.name in self.only]
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the whole tensors, by name."""
+        return {self.prefix + item.name: item.shape for item in self.items()}
+
+    def targets(self, done: list[Callable[[], None]]) -> list["Target"]:
+        """What reads whole tensors and keeps what lies here; what is added to ``done`` is to be called at last."""
+        numbers = self.parameter.asnumpy().copy()
+        places = defaultdict(list)
+        for piece in self.shard.pieces():
+            places[piece.item.name].append(piece)
+
+        def keep(value: np.ndarray, name: str) -> None:
+            for piece in places[name]:
+                end = piece.place + piece.end - piece.begin
+                numbers[piece.place : end] = value.reshape(-1)[piece.begin : piece.end]
+
+        done.append(lambda: self.parameter.set_data(Tensor(numbers)))
+        return [
+            Target(self.prefix + item.name, self.parameter.dtype, item.shape, partial(keep, name=item.name))
+            for item in self.items()
+        ]
+
     def pieces(self) -> Iterator[tuple[str, np.ndarray]]:
         """What is kept here, by ``name@begin``."""
         names, numbers = {item.name for item in self.items()}, self.parameter.asnumpy()
@@ -53,6 +78,54 @@ class Portion:
             if piece.item.name in names:
                 values = numbers[piece.place : piece.place + piece.end - piece.begin]
                 yield f"{self.prefix}{piece.item.name}{MARK}{piece.begin}", values
+
+
+@dataclass
+class Slice:
+    """Part ``index`` of ``count`` of the tensor ``prefix<name>``, which axis tensor divides as ``kind`` says."""
+
+    parameter: Parameter
+    name: str
+    kind: str
+    index: int
+    count: int
+    prefix: str = ""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """As of a ``Portion``, and so are the others."""
+        return {self.prefix + self.name: whole_shape(self.kind, tuple(self.parameter.shape), self.count)}
+
+    def targets(self, done: list[Callable[[], None]]) -> list["Target"]:
+        def keep(value: np.ndarray) -> None:
+            self.parameter.set_data(Tensor(cut(self.kind, value, self.index, self.count)))
+
+        (item,) = self.shapes().items()
+        return [Target(item[0], self.parameter.dtype, item[1], keep)]
+
+    def pieces(self) -> Iterator[tuple[str, np.ndarray]]:
+        yield f"{self.prefix}{self.name}{PART}{self.kind}{MARK}{self.index}", self.parameter.asnumpy()
+
+
+@dataclass(frozen=True)
+class SlicesSource:
+    """A tensor from its parts over axis tensor."""
+
+    kind: str
+    parts: Sequence[Source]
+
+    @property
+    def dtype(self) -> str:
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return whole_shape(self.kind, self.parts[0].shape, len(self.parts))
+
+    def stream(self) -> Iterator[np.ndarray]:
+        yield self.read().reshape(-1)
+
+    def read(self) -> np.ndarray:
+        return join(self.kind, [part.read() for part in self.parts])
 
 
 @dataclass(frozen=True)
@@ -70,7 +143,7 @@ class Whole:
 
 @dataclass
 class Target:
-    """A whole tensor to be read, as a Parameter is: ``set_data`` keeps what lies in the portion."""
+    """A whole tensor to be read, as a Parameter is: ``set_data`` keeps what this device has of it."""
 
     name: str
     dtype: ms.Type
@@ -88,9 +161,9 @@ class Shares:
     ``writes``: one of the devices that have the same parts does.
     """
 
-    weights: list[Portion] = field(default_factory=list)
-    averages: list[Portion] = field(default_factory=list)
-    state: list[Portion] = field(default_factory=list)
+    weights: list[Portion | Slice] = field(default_factory=list)
+    averages: list[Portion | Slice] = field(default_factory=list)
+    state: list[Portion | Slice] = field(default_factory=list)
     published: list[Portion] = field(default_factory=list)  # parts of weights that every device also has whole
     index: int = 0
     count: int = 1
@@ -112,8 +185,14 @@ class Shares:
             write_pieces(folder / f"weights_{place}", [*self.weights, *self.averages])
 
     @contextmanager
-    def joined(self, folder: Path, weights: list[Parameter]) -> Iterator[tuple[list, list]]:
-        """All weights and averages whole, in the order of ``weights``, from the files of all devices; these go."""
+    def joined(
+        self, folder: Path, weights: Sequence[Parameter], averages: Sequence[Parameter]
+    ) -> Iterator[tuple[list, list]]:
+        """All weights and averages whole, in the order of ``weights``; ``averages`` are those not shared out.
+
+        The others are read from the files of all devices, which then go.
+        """
+        known = {parameter.name: parameter for parameter in (*weights, *averages)}
         files, shapes = sorted(folder.glob("weights_*.ckpt")), shapes_of([*self.weights, *self.averages])
         with open_pieces(files, shapes) as file:
 
@@ -121,21 +200,26 @@ class Shares:
                 name = prefix + parameter.name
                 if name in shapes:
                     return Whole(name, dtype, shapes[name], lambda: file.read(name))
+                if name in known:
+                    return known[name]
                 # what is not trained is its own average
                 return Whole(name, dtype, tuple(parameter.shape), parameter.astype(dtype).asnumpy)
 
-            averages = [whole(parameter, EMA_PREFIX, ms.float32) for parameter in weights] if self.averages else []
-            yield [whole(parameter, "", parameter.dtype) for parameter in weights], averages
+            averaged = weights if self.averages or averages else []
+            yield (
+                [whole(parameter, "", parameter.dtype) for parameter in weights],
+                [whole(parameter, EMA_PREFIX, ms.float32) for parameter in averaged],
+            )
         for path in files:
             path.unlink()
 
 
-def shapes_of(portions: Sequence[Portion]) -> dict[str, tuple[int, ...]]:
+def shapes_of(portions: Iterable[Portion | Slice]) -> dict[str, tuple[int, ...]]:
     """The whole tensors of which there are parts."""
-    return {portion.prefix + item.name: item.shape for portion in portions for item in portion.items()}
+    return {name: shape for portion in portions for name, shape in portion.shapes().items()}
 
 
-def write_pieces(path: Path, portions: Iterable[Portion]) -> None:
+def write_pieces(path: Path, portions: Iterable[Portion | Slice]) -> None:
     with replacing(path) as file:
         writer = CkptWriter(file)
         for portion in portions:
@@ -160,6 +244,12 @@ def open_pieces(paths: Sequence[Path], shapes: dict[str, Sequence[int]], also: P
             pieces[name].append((int(begin), source))
     for name, found in pieces.items():
         found.sort(key=lambda one: one[0])
+        if PART in name:
+            name, _, kind = name.partition(PART)
+            sources[name] = SlicesSource(kind, [source for _, source in found])
+            if sources[name].shape != tuple(shapes.get(name, ())):
+                raise SuiteError(f"{(also or paths[0]).parent}: a piece of {name} is missing")
+            continue
         counts = [source.shape[0] for _, source in found]
         shape = tuple(shapes.get(name, ()))
         if [begin for begin, _ in found] != [sum(counts[:place]) for place in range(len(counts))] or (
@@ -176,26 +266,9 @@ def open_state(folder: Path, shapes: dict[str, Sequence[int]]) -> WeightFile:
     return open_pieces(sorted(folder.glob("shard_*_of_*.ckpt")), shapes, folder / "optimizer.ckpt")
 
 
-def targets(portions: Sequence[Portion], done: list[Callable[[], None]]) -> list[Target]:
-    """What reads whole tensors into portions; call what is added to ``done`` after all were read."""
-    found = []
-    for portion in portions:
-        numbers = portion.parameter.asnumpy().copy()
-        places = defaultdict(list)
-        for piece in portion.shard.pieces():
-            places[piece.item.name].append(piece)
-
-        def keep(value: np.ndarray, mine: list, numbers: np.ndarray = numbers) -> None:
-            for piece in mine:
-                length = piece.end - piece.begin
-                numbers[piece.place : piece.place + length] = value.reshape(-1)[piece.begin : piece.end]
-
-        for item in portion.items():
-            mine = places[item.name]
-            name, dtype = portion.prefix + item.name, portion.parameter.dtype
-            found.append(Target(name, dtype, item.shape, lambda value, mine=mine, keep=keep: keep(value, mine)))
-        done.append(lambda portion=portion, numbers=numbers: portion.parameter.set_data(Tensor(numbers)))
-    return found
+def targets(portions: Iterable[Portion | Slice], done: list[Callable[[], None]]) -> list[Target]:
+    """What reads whole tensors into what this device has of them; call what is added to ``done`` after all."""
+    return [target for portion in portions for target in portion.targets(done)]
 
 
 def unaveraged(weights: Sequence[Parameter], averages: Sequence[Target | Parameter]) -> list[Target]:

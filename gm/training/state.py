@@ -78,7 +78,7 @@ def _finish(folder: RunFolder, progress: Progress, contents: Contents, unfinishe
     again = target.exists()  # the same step once more, after a resume from an earlier one
     joined = nullcontext((contents.weights, contents.averages))
     if shares is not None:
-        joined = shares.joined(unfinished, contents.weights)
+        joined = shares.joined(unfinished, contents.weights, contents.averages)
     try:
         with joined as (weights, averages):
             write_parameters(folder.weights(progress.step), weights)

@@ -14,9 +14,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 WORKER = Path(__file__).with_name("worker.py")
 ALONE = ("plain", "accumulated", "half")
-# What a name does not say: two ranks, and four of them as one group or two by two.
-BY_TWO = ("plain", "zero1_accumulated", "zero2", "zero2_half", "zero3_accumulated", "zero3_half")
-BY_FOUR = ("accumulated", "zero2_2x2", "zero3", "zero3_2x2")
+# Four as one group, or two by two: axes fsdp and data where a name ends so, else tensor and data.
+BY_TWO = ("plain", "zero1_accumulated", "zero2", "zero2_half", "zero3_accumulated", "zero3_half", "tensor")
+BY_FOUR = ("tensor_accumulated", "zero2_2x2", "zero3", "zero3_2x2")
 
 
 def run(folder: Path, size: int, cases: list[str], code: int = 0) -> None:

@@ -64,6 +64,8 @@ CASES = {
     "zero3": BASE | {"parallel.zero_stage": 3},
     "zero3_accumulated": ACCUMULATED | {"parallel.zero_stage": 3, "train.recompute": "transformer"},
     "zero3_half": HALF | {"parallel.zero_stage": 3},
+    "tensor": BASE | {"parallel.ici_tensor_parallelism": 2},
+    "tensor_accumulated": ACCUMULATED | {"parallel.ici_tensor_parallelism": 2},
     "zero2_2x2": BASE | {"parallel.zero_stage": 2} | TWO_BY_TWO,
     "zero3_2x2": BASE | {"parallel.zero_stage": 3} | TWO_BY_TWO,
 }

@@ -80,7 +80,7 @@ def test_traffic_by_hand():
         config = configuration(stage, fsdp=fsdp)
         config.optim.gradient_accumulation_steps = turns
         weights = weights_of(config, architecture)
-        return sum(traffic(config, weights, Mesh.of(config.parallel, devices)).values())
+        return sum(traffic(config, architecture, weights, Mesh.of(config.parallel, devices), (1024, 1024)).values())
 
     assert sent(0, 2) == 4 * SDXL
     assert sent(0, 8) == sent(1, 8) == sent(2, 8) == pytest.approx(7 * SDXL, rel=1e-6)
