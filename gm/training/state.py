@@ -18,10 +18,11 @@ from pathlib import Path
 from mindspore import Parameter
 
 from gm.errors import SuiteError
-from gm.files import write_json
+from gm.files import replacing, write_json
 from gm.parallel.world import World
 from gm.training.run_folder import RunFolder
 from gm.training.shared_state import EMA_PREFIX, Shares, Target, open_state, shapes_of, targets, unaveraged
+from gm.weights.ckpt import CkptWriter
 from gm.weights.files import WeightFile, open_weights
 from gm.weights.load import as_tensor, write_parameters
 
@@ -169,6 +170,35 @@ def restore(folder: RunFolder, contents: Contents) -> Progress:
 def shapes(folder: RunFolder) -> dict[str, list[int]]:
     """Those of the tensors that the state to resume has in pieces."""
     return json.loads((folder.resumed / "state.json").read_text(encoding="utf-8")).get("shapes", {})
+
+
+def join_state(state: Path) -> int:
+    """Make a state that several devices wrote one that a single device writes; returns how many files it was in.
+
+    It takes the place of what was there, whole or not at all. The numbers stay the same.
+
+    Raises:
+        SuiteError: no state, a damaged one, or one that is whole already.
+    """
+    folder = RunFolder(state.parent.parent, state)
+    if not (state / "state.json").is_file():
+        raise SuiteError(f"{state} is no saved state of a run: name a folder state/step_N")
+    progress, files = read_progress(folder), sorted(state.glob("shard_*.ckpt"))
+    if not files:
+        raise SuiteError(f"{state} is whole already")
+    unfinished = state.with_name(f".{state.name}.tmp")
+    try:
+        with open_state(state, shapes(folder)) as whole, replacing(unfinished / "optimizer.ckpt") as file:
+            writer = CkptWriter(file)
+            for name in whole.names():
+                writer.add(name, whole.shape(name), whole.dtype(name), whole.stream(name))
+        found = asdict(progress) | {"files": sizes(folder, unfinished, progress.step)}
+        write_json(unfinished / "state.json", found | {"checksum": checksum(found)})
+        shutil.rmtree(state)
+        os.replace(unfinished, state)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return len(files)
 
 
 @contextmanager

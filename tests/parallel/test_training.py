@@ -1,6 +1,8 @@
 """Many devices, one result: losses, weights, averages and state do not depend on how the work is divided."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from gm.training.shared_state import open_state
 from gm.weights.files import open_weights
-from tests.parallel.ranks import start, wait
+from tests.parallel.ranks import ROOT, start, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
@@ -97,6 +99,21 @@ def test_groups_add_up_divide_and_gather_as_numpy_does(folders, group):
         np.testing.assert_allclose(found["sum"], total, rtol=1e-6, atol=1e-6)
         np.testing.assert_array_equal(found["part"], np.split(found["sum"], len(own))[found["index"]])
         np.testing.assert_array_equal(found["row"], np.concatenate(own))
+
+
+def test_a_state_in_parts_is_joined_into_one(folders):
+    case = folders[4] / "zero3_2x2"
+    before, state = contents(case), case / "state" / "step_4"
+    assert len(list(state.glob("*.ckpt"))) == 3
+    tool = [sys.executable, ROOT / "tools" / "model_conversion" / "join_state.py", "--state", state]
+    assert "joined 2 parts" in subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+    assert [path.name for path in state.glob("*.ckpt")] == ["optimizer.ckpt"]
+    after = contents(case)
+    assert set(after) == set(before)
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
+    again = subprocess.run(tool, capture_output=True, text=True)
+    assert (again.returncode, again.stderr.strip()) == (1, f"error: {state} is whole already")
 
 
 def test_one_that_is_asked_to_end_ends_all_after_the_same_step(folders):
