@@ -36,19 +36,27 @@ from gm.weights.load import load_into
 
 def load_unet(config: Config) -> tuple[ModelArchitecture, UNet]:
     """The UNet of the weights file, or an untrained one of ``model.architecture``; in the precision of ``launch``."""
+    architecture = architecture_to_train(config)
     if not config.model.weight:
-        architecture = UNTRAINED[config.model.architecture]
         unet = build_unet(architecture.unet, seed=config.train.seed)
         set_precision(unet, config.launch.precision, config.launch.param_fp16)
         return architecture, unet
     with open_weights(config.model.weight) as weights:
-        architecture = weights.architecture()
-        if architecture.unet is None:
-            raise SuiteError(f"{config.model.weight} has no UNet to train: it is {weights.describe()}")
         unet = build_unet(architecture.unet)
         set_precision(unet, config.launch.precision, config.launch.param_fp16)
         load_into(unet, weights)
     return architecture, unet
+
+
+def architecture_to_train(config: Config) -> ModelArchitecture:
+    """Which model ``load_unet`` would load."""
+    if not config.model.weight:
+        return UNTRAINED[config.model.architecture]
+    with open_weights(config.model.weight) as weights:
+        architecture = weights.architecture()
+        if architecture.unet is None:
+            raise SuiteError(f"{config.model.weight} has no UNet to train: it is {weights.describe()}")
+    return architecture
 
 
 @dataclass

@@ -13,7 +13,7 @@ from gm.parallel.mesh import Mesh
 from gm.parallel.world import World
 from gm.training import eval_loss
 from gm.training.assemble import assemble, load_unet
-from gm.training.report import report
+from gm.training.report import predict, report
 from gm.training.run import Run
 from gm.training.run_folder import RunFolder, logged
 from gm.training.state import read_progress
@@ -33,6 +33,9 @@ def train(config: Config, make_draw: MakeDraw | None = None, device: Device | No
     Raises:
         SuiteError: anything the user can mend; the last saved state is intact.
     """
+    if config.dry_run and config.parallel.dry_run_devices:
+        predict(config)
+        return
     world = World()
     if device is not None and device.size > 1:
         servers = len(set(device.peers.hosts))

@@ -1,6 +1,7 @@
 """What a run will do and take, told before its first step."""
 
 import logging
+from collections.abc import Sequence
 
 import mindspore as ms
 
@@ -10,9 +11,9 @@ from gm.data.noising import describe
 from gm.models.architecture import ModelArchitecture
 from gm.parallel.mesh import Mesh
 from gm.parallel.world import World
-from gm.training.assemble import Parts
+from gm.training.assemble import Parts, architecture_to_train
 from gm.training.memory import estimate, weights_of_run
-from gm.training.prediction import traffic
+from gm.training.prediction import Weight, traffic, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +23,10 @@ def report(
 ) -> None:
     """Say what will be trained, on what, and what it takes."""
     mesh = Mesh() if world is None else world.mesh
-    if config.dry_run and config.parallel.dry_run_devices:
-        mesh = Mesh.of(config.parallel, config.parallel.dry_run_devices)
     samples = config.data.per_batch_size * config.optim.gradient_accumulation_steps * mesh.degree("data", "fsdp")
-    if mesh.size > 1:
-        log.info("%d devices: %s, ZeRO stage %d", mesh.size, mesh.describe(), config.parallel.zero_stage)
+    weights = weights_of_run(parts)
     epochs = config.train.max_train_steps / batches.steps_per_epoch
-    log.info("training %s parameters", f"{sum(parameter.size for parameter in parts.optimizer.trained):,}")
+    tell_devices(config, weights, mesh)
     log.info("objective: %s", describe(config.diffusion))
     log.info("latents and text states: %s", source(config))
     log.info(
@@ -40,8 +38,36 @@ def report(
     )
     sizes = ", ".join(f"{width}x{height}" for height, width in batches.sizes)
     log.info("pictures of %s: %s", sizes, compilations(parts, len(batches.sizes)))
-    largest = max(batches.sizes, key=lambda size: size[0] * size[1])
-    weights = weights_of_run(parts)
+    tell_needs(config, architecture, weights, mesh, max(batches.sizes, key=lambda size: size[0] * size[1]))
+
+
+def predict(config: Config) -> None:
+    """Say what training on ``--dry_run_devices`` would take of each; of the weights only the names are read.
+
+    Raises:
+        SuiteError: no such weights, or no UNet among them; degrees that do not make up the devices.
+    """
+    architecture = architecture_to_train(config)
+    mesh = Mesh.of(config.parallel, config.parallel.dry_run_devices)
+    weights, side = weights_of(config, architecture), config.data.resolution
+    tell_devices(config, weights, mesh)
+    for kind in dict.fromkeys((config.train.recompute, "none", "transformer", "all")):
+        config.train.recompute = kind
+        log.info("%dx%d pictures, --recompute %s:", side, side, kind)
+        tell_needs(config, architecture, weights, mesh, (side, side))
+
+
+def tell_devices(config: Config, weights: Sequence[Weight], mesh: Mesh) -> None:
+    """How much is trained on how many devices."""
+    if mesh.size > 1:
+        log.info("%d devices: %s, ZeRO stage %d", mesh.size, mesh.describe(), config.parallel.zero_stage)
+    log.info("training %s parameters", f"{sum(weight.size for weight in weights if weight.trained):,}")
+
+
+def tell_needs(
+    config: Config, architecture: ModelArchitecture, weights: Sequence[Weight], mesh: Mesh, largest: tuple[int, int]
+) -> None:
+    """What each device of the mesh takes and sends."""
     needs = estimate(config, architecture, weights, largest, mesh)
     listed = ", ".join(f"{name} {size(count)}" for name, count in needs.items())
     more = ", and 1 to 2 GB for the process and compiling" if ms.get_context("device_target") == "CPU" else ""

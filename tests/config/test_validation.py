@@ -14,6 +14,9 @@ def read(arguments: str):
     ("arguments", "named"),
     [
         ("--loss_weighting min_snr", ["--snr_gamma", "5.0"]),
+        ("--zero_stage 2 --optimizer adafactor", ["--zero_stage 2", "adamw or lion"]),
+        ("--zero_stage 1 --ici_tensor_parallelism 2", ["--zero_stage 1", "axis tensor"]),
+        ("--dry_run_devices 8", ["--dry_run_devices", "--dry_run:"]),
         ("--loss_weighting soft_min_snr", ["--snr_gamma", "4.0"]),
         ("--loss_weighting debiased --snr_gamma 5", ["debiased", "--snr_gamma"]),
         ("--loss_weight_floor 0.1", ["--loss_weight_floor", "--loss_weighting"]),
@@ -64,6 +67,7 @@ def test_contradictions_are_refused(arguments, named):
 @pytest.mark.parametrize(
     "arguments",
     [
+        "--zero_stage 3 --optimizer lion --ici_fsdp_parallelism -1 --dry_run --dry_run_devices 16",
         "--refiner_training --timestep_bias_strategy range --timestep_bias_begin 100 --timestep_bias_end 500",
         "--refiner_training --refiner_training_strength 0.35 --sigma_sampling edm --edm_p_mean -0.5",
         "--refiner_training --refiner_training_invert_schedule --timestep_bias_strategy later --stratified_timesteps",
