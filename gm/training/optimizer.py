@@ -82,6 +82,11 @@ class Optimizer(nn.Cell):
         return [self.of_narrow.get(parameter.name, parameter) for parameter in parameters]
 
     @property
+    def taken(self) -> Sequence[Parameter]:
+        """What each of the gradients it takes is of."""
+        return self.trained
+
+    @property
     def moments(self) -> list[Parameter]:
         """The state of this kind of optimizer."""
         raise NotImplementedError

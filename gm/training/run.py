@@ -209,7 +209,7 @@ class Run:
         """End the run; the step has changed no weight."""
         if self.saved != self.done:
             self.write()
-        weights = self.parts.optimizer.trained
+        weights = self.parts.optimizer.taken
         names = bad.outputs.not_finite(weights)
         where = f", {len(names)} of {len(weights)} gradients not finite, the first that of {names[0]}" if names else ""
         raise SuiteError(

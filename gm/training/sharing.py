@@ -116,6 +116,11 @@ class SharedOptimizer(nn.Cell):
         self.gather = AllGather(world.group("fsdp"))
 
     @property
+    def taken(self) -> Sequence[Parameter]:
+        """What each of the gradients it takes is of; a bucket goes by the name of its first weight."""
+        return self.inner.trained
+
+    @property
     def state(self) -> list[Parameter]:
         """What of it every device has whole."""
         return [self.inner.updates]
