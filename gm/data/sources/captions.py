@@ -1,5 +1,6 @@
 """Where captions are written: metadata.jsonl, metadata.csv, MindONE's csv, text and JSON files of single pictures."""
 
+import codecs
 import csv
 import json
 import posixpath
@@ -34,7 +35,7 @@ def listed_captions(root: Path, folders: list[str]) -> dict[str, tuple[list[str]
 def text_captions(content: bytes, name: str) -> list[str]:
     """The captions in a text file: its lines that are not empty. Raises SuiteError."""
     try:
-        text = content.decode("utf-8-sig")
+        text = content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError:
         raise SuiteError(f"caption file {name} is not UTF-8 text: save it as UTF-8") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
