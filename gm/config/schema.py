@@ -125,6 +125,7 @@ VALIDATION_FLAGS: dict[str, str] = {
     "validation_guidance": "sample.guidance_scale",
     "validation_seed": "sample.seed",
     "num_validation_images": "sample.num_images",
+    "sample_batch_size": "sample.batch_size",
 }
 
 # Settings that parse but of which this release runs these values only; others are refused. Delete a row to open it.
