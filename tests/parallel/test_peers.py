@@ -130,13 +130,10 @@ def test_a_rank_that_differs_is_named_by_every_rank_with_what_differs():
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_dies_or_hangs_ends_all_and_is_named(rank, number):
-    with Job("time.sleep(60)", silence=2) as job:
+    with Job("time.sleep(300)", silence=4) as job:
         pid = job.met()[rank]
         os.kill(pid, number)
-        struck = time.monotonic()
-        ended = job.ended()
-        # Silence, the grace for whoever does not end by itself, and two seconds for a busy machine.
-        assert time.monotonic() - struck < (2 + 5 + 2)
+        ended = job.ended(within=4 + 5 + 20)  # silence, the grace of whoever does not end by itself, a busy machine
     for other, (code, _, errors) in enumerate(ended):
         if other == rank:
             assert code == -signal.SIGKILL
@@ -174,10 +171,10 @@ def test_a_rank_that_hangs_while_it_gives_up_is_ended():
 
 
 def test_a_rank_that_never_comes_is_named():
-    with Job(ranks=[0, 2], start_timeout=2) as job:
+    with Job(ranks=[0, 2], start_timeout=6) as job:
         for code, _, errors in job.ended():
             assert code == 1
-            assert "rank 1 of 3 did not come within 2 s" in errors
+            assert "rank 1 of 3 did not come within 6 s" in errors
 
 
 def test_without_rank_0_the_others_do_not_wait_for_ever():
