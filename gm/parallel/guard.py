@@ -68,7 +68,7 @@ class Guard:
         self.launcher = _parent_of(self.parent) if self.process.launcher == "mpirun" else None
         self.hub: Wire | None = None
         self.kill_at: float | None = None
-        self.said_bye = self.closed = False
+        self.said_bye = self.orphaned = self.closed = False
 
     def run(self) -> None:
         process, ports = self.process, range(self.process.port, self.process.port + TRIES)
@@ -161,7 +161,10 @@ class Guard:
             self.pulse = now
             self.hub.send({"alive": 1})
         if os.getppid() != self.parent and not self.closed:
-            self._from_main(None)  # its children may still hold its end of the line
+            # Its children may still hold its end of the line; its own last words have been read at the second look.
+            if self.orphaned:
+                self._from_main(None)
+            self.orphaned = True
             return
         if _state(self.parent) not in ("T", "t"):
             self.running = now

@@ -66,8 +66,8 @@ class Peers:
         with self._news:
             self._news.wait_for(lambda: self._roster or self._stop)
             self._met = self._stop is None
-        if self._stop:
-            raise SuiteError(self._stop)
+        if self._stop:  # with a roster it is another one's failure
+            raise SuiteError(f"{self._stop}; {STOPS_TOO}" if self._roster else self._stop)
         self.hosts = tuple(known["host"] for known in self._roster)
         self.cores = tuple(tuple(known["cores"]) for known in self._roster)
 

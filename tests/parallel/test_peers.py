@@ -13,6 +13,7 @@ import pytest
 from gm.parallel import processes
 
 ROOT = Path(__file__).parents[2]
+MEETINGS: list[str] = []  # of the test's jobs
 RANK = """
 import os, signal, sys, time
 from gm.errors import run_door
@@ -47,7 +48,8 @@ class Job:
             "MS_SCHED_HOST": "127.0.0.1",
             "MS_SCHED_PORT": str(port or free_port()),
         }
-        self.begun = time.monotonic()
+        meeting = environment["MS_SCHED_PORT"]
+        MEETINGS.append(f"127.0.0.1:{meeting}")
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-c", RANK, str(silence), str(start_timeout), *lines],
@@ -80,17 +82,18 @@ class Job:
 def guards() -> list[str]:
     """Guards of this test's processes that are still there."""
     done = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True)
-    return [line for line in done.stdout.splitlines() if "gm.parallel import guard" in line]
+    lines = [line for line in done.stdout.splitlines() if "gm.parallel import guard" in line]
+    return [line for line in lines if any(f'{meeting}"' in line for meeting in MEETINGS)]
 
 
 @pytest.fixture(autouse=True)
 def _nothing_stays_behind():
-    before = set(guards())
+    MEETINGS.clear()
     yield
-    deadline = time.monotonic() + 10
-    while set(guards()) - before and time.monotonic() < deadline:
+    deadline = time.monotonic() + 15
+    while guards() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not set(guards()) - before
+    assert not guards()
 
 
 def test_values_are_gathered_by_rank_and_all_leave():
@@ -156,8 +159,8 @@ def test_a_guard_that_dies_is_noticed():
 
 
 def test_a_failure_is_told_with_its_reason():
-    lines = ("if rank == 1: me.failed('no picture left')", "if rank == 1: sys.exit(1)", "time.sleep(60)")
-    with Job(*lines) as job:
+    lines = ("me.gather('all')", "if rank == 1: me.failed('no picture left')", "if rank == 1: sys.exit(1)")
+    with Job(*lines, "time.sleep(60)") as job:
         ended = job.ended()
     assert [code for code, _, _ in ended] == [1, 1, 1]
     for rank in (0, 2):
