@@ -11,7 +11,7 @@ many, any stage.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -182,7 +182,8 @@ class Shares:
         if self.writes:
             place = f"{self.index}_of_{self.count}.ckpt"
             write_pieces(folder / f"shard_{place}", self.state)
-            write_pieces(folder / f"weights_{place}", [*self.weights, *self.averages])
+            if self.weights or self.averages:
+                write_pieces(folder / f"weights_{place}", [*self.weights, *self.averages])
 
     @contextmanager
     def joined(
@@ -194,7 +195,7 @@ class Shares:
         """
         known = {parameter.name: parameter for parameter in (*weights, *averages)}
         files, shapes = sorted(folder.glob("weights_*.ckpt")), shapes_of([*self.weights, *self.averages])
-        with open_pieces(files, shapes) as file:
+        with open_pieces(files, shapes) if files else nullcontext() as file:
 
             def whole(parameter: Parameter, prefix: str, dtype: ms.Type) -> Parameter | Whole:
                 name = prefix + parameter.name
@@ -234,7 +235,7 @@ def open_pieces(paths: Sequence[Path], shapes: dict[str, Sequence[int]], also: P
     Raises:
         SuiteError: a file cannot be read, a piece is missing; names it.
     """
-    files = [open_weights(path) for path in paths]
+    files = [open_weights(path) for path in paths if path.stat().st_size]  # a device may have nothing to write
     whole = open_weights(also) if also else None
     sources: dict[str, Source] = dict(whole.sources) if whole else {}
     pieces: dict[str, list[tuple[int, Source]]] = defaultdict(list)
