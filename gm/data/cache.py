@@ -63,7 +63,8 @@ def build(
         log.warning("cache: picture %s left out: %s", pictures[key][0].id, reason)
     show = progress and rank == 0
     work = Pictures(config, plan, pictures, show), Captions(config, plan, captions, show)
-    made = [kind.do() for kind in work]
+    made = [kind.do(wait=False) for kind in work]
+    made = [count + kind.do(wait=True) for count, kind in zip(made, work)]
     if rank == 0:
         for store in (plan.latents, plan.texts):
             ShardStore(store.folder).save_index()  # of what other processes have made, too

@@ -72,7 +72,7 @@ class Work:
         self.shards = [
             Shard(label, keys) for label, every in missing.items() for keys in _batches(every, SHARD_ENTRIES)
         ]
-        self.total = sum(len(shard.keys) for shard in self.shards)
+        self.total = _entries(self.shards)
         self.estimated = False
 
     def prepared(self, shards: Iterator[Shard]) -> Iterator[Batch]:
@@ -87,33 +87,39 @@ class Work:
         """The picture or caption of an entry, for people."""
         raise NotImplementedError
 
-    def do(self) -> int:
-        """Have every shard made, by this process or by others at the same work; returns how many were encoded here."""
-        made, left, seen = 0, self.shards, time.monotonic()
-        waiting = alone = False
-        bar = tqdm(total=self.total, unit=f" {self.unit}", desc=f"cache {self.unit}", disable=not self.show or not left)
-        with Claims(self.store.folder) as claims, bar, logging_redirect_tqdm():
+    def do(self, wait: bool) -> int:
+        """Make the shards that nobody has made or is making; returns how many entries that were.
+
+        With ``wait`` the others' shards are waited for, and made here if they leave them.
+        """
+        made, seen, told, alone = 0, time.monotonic(), False, False
+        left = [shard for shard in self.shards if not self._exists(shard)]
+        with self._bar(left) as bar, Claims(self.store.folder) as claims, logging_redirect_tqdm():
             while left:
-                made_now = self._make(self._claimed(left, claims, bar, alone), claims, bar)
+                made += self._make(self._claimed(left, claims, bar, alone), claims, bar)
                 before, left = left, [shard for shard in left if not self._exists(shard)]
-                bar.n = self.total - sum(len(shard.keys) for shard in left)
+                bar.n = self.total - _entries(left)
                 bar.refresh()
-                made += made_now
+                if not wait:
+                    break
                 if len(left) < len(before):
                     seen = time.monotonic()
-                elif left and time.monotonic() - seen > PATIENCE:
-                    owner = claims.owner(left[0].name)
-                    log.warning("cache: no sign of %s for %d s: its share is made here as well", owner, PATIENCE)
-                    alone = True
                 elif left:
-                    if not waiting:
-                        log.info(
-                            "cache: waiting for %s, which makes the last %s", claims.owner(left[0].name), self.unit
-                        )
-                    waiting = True
+                    owner = claims.owner(left[0].name)
+                    if time.monotonic() - seen > PATIENCE:
+                        log.warning("cache: no sign of %s for %d s: its share is made here as well", owner, PATIENCE)
+                        alone = True
+                    elif not told:
+                        log.info("cache: waiting for %s, which makes the last %s", owner, self.unit)
+                        told = True
                     time.sleep(PAUSE)
-            claims.clear()
+            if wait:
+                claims.clear()
         return made
+
+    def _bar(self, left: Sequence[Shard]) -> tqdm:
+        shown = {"unit": f" {self.unit}", "desc": f"cache {self.unit}", "disable": not self.show or not left}
+        return tqdm(total=self.total, initial=self.total - _entries(left), dynamic_ncols=True, **shown)
 
     def _claimed(self, shards: Iterable[Shard], claims: Claims, bar: tqdm, alone: bool) -> Iterator[Shard]:
         """Those that nobody has made or is making; with ``alone`` those that others are making, too."""
@@ -180,11 +186,11 @@ class Work:
             return
         self.estimated = True
         size = sum(value.nbytes for value in next(iter(entries.values())).values())
-        there = sum(len(shard.keys) for shard in self.shards if self._exists(shard))
-        needed, disk = size * (self.total - there), shutil.disk_usage(_existing(self.store.folder))
+        count = _entries([shard for shard in self.shards if not self._exists(shard)])
+        needed, disk = size * count, shutil.disk_usage(_existing(self.store.folder))
         if disk.total and needed > disk.free:  # some network disks tell nothing but zeros
             raise SuiteError(
-                f"the cache of {self.total - there} {self.unit} takes {needed / 1e9:.2f} GB and the disk of "
+                f"the cache of {count} {self.unit} takes {needed / 1e9:.2f} GB and the disk of "
                 f"{self.store.folder} has {disk.free / 1e9:.2f} GB left: free some, or choose another --cache_path"
             )
 
@@ -275,6 +281,10 @@ def pictures_at_once(height: int, width: int) -> int:
     """Pictures encoded at once: a power of two that keeps the VAE's memory in bounds."""
     fitting = max(1, min(32, PIXELS_PER_BATCH // (height * width)))
     return 1 << (fitting.bit_length() - 1)
+
+
+def _entries(shards: Sequence[Shard]) -> int:
+    return sum(len(shard.keys) for shard in shards)
 
 
 def _batches(items: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:

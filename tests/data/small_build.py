@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> None:
             return super().encode_text(ids_1, ids_2)
 
     cache_work.SHARD_ENTRIES = 2
+    cache_work.PIXELS_PER_BATCH = 2 * 32 * 32
     if options.get("processes"):
         decoding.WORTH_PROCESSES = 0
     config = Config()

@@ -82,6 +82,7 @@ def whole(fill, config, files):
 
 
 class TestInterrupted:
+    @pytest.mark.slow
     def test_killed_at_random_moments_it_ends_with_the_same_bytes(self, pictures, tmp_path, files):
         said(start_build(pictures, tmp_path / "whole"))
         whole = files(tmp_path / "whole")
@@ -145,6 +146,7 @@ def alive(process: int) -> bool:
 
 
 class TestShared:
+    @pytest.mark.slow
     def test_four_processes_at_once_encode_everything_once_and_end_with_the_same_bytes(self, pictures, tmp_path, files):
         said(start_build(pictures, tmp_path / "alone"))
         ranks = [start_build(pictures, tmp_path / "shared", pause=0.1, rank=rank) for rank in range(4)]
@@ -154,6 +156,7 @@ class TestShared:
         assert np.sum(made, axis=0).tolist() == [10, 11]
         assert sum(any(counts) for counts in made) > 1
 
+    @pytest.mark.slow
     def test_one_that_is_killed_leaves_its_share_to_the_others(self, pictures, tmp_path, files):
         said(start_build(pictures, tmp_path / "alone"))
         victim = start_build(pictures, tmp_path / "shared", pause=0.5)
