@@ -97,3 +97,16 @@ def test_weights_of_two_parameterisations_are_refused_with_the_flag_that_mends_i
     arguments += ["--stage2_weight", str(second), "--denoising_end", "0.65"]
     with pytest.raises(SuiteError, match=r"trained with prediction_type v_.*give --stage2_prediction_type v_"):
         run(load(arguments, door="sample"))
+
+
+@pytest.mark.parametrize(("most", "told"), [("75", "the last 85 tokens"), ("150", "the last 10 tokens"), ("225", "")])
+def test_what_is_not_seen_of_a_long_prompt_is_told(monkeypatch, caplog, most, told):
+    def stop(config):
+        raise SuiteError("before the device")
+
+    monkeypatch.setattr("gm.sampling.run.start_device", stop)
+    arguments = ["--prompt", "red " * 160, "--config", str(RECIPES / "tiny_sdxl.yaml"), "--tokenizer", str(TOKENIZER)]
+    with pytest.raises(SuiteError, match="before the device"):
+        run(load([*arguments, "--weight", str(WEIGHT), "--max_token_length", most], door="sample"))
+    assert (f"are not seen: --max_token_length is {most}" in caplog.text) == bool(told)
+    assert told in caplog.text
