@@ -14,9 +14,11 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
 
+from gm.models.columns import ColumnConvolution, pays
+
 # Per device, the layers whose plain operator of the framework is slower there than what stands in for it below, for the
 # step of training as a whole: forward and backward.
-STAND_INS = {"CPU": ("group_norm", "layer_norm", "gated_gelu", "square_sum")}
+STAND_INS = {"CPU": ("convolution", "group_norm", "layer_norm", "gated_gelu", "square_sum")}
 
 
 def stands_in(layer: str) -> bool:
@@ -100,11 +102,19 @@ class Conv2d(nn.Cell):
         self.bias = Initializer.uniform((out_channels,), fan_in)
         self.whole = None  # as in Linear
         self.conv = P.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
+        self.out_channels = out_channels
+        self.columns = ColumnConvolution()
+        self.stands_in = stands_in("convolution") and (kernel_size, stride, padding) == (3, 1, 1)
         self.bias_add = P.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
         weight = self.weight if self.whole is None else self.whole(self.weight.astype(x.dtype))
-        out = self.conv(operand(x, x.dtype, self.rounding), operand(weight, x.dtype, self.rounding))
+        rounded, weight = operand(x, x.dtype, self.rounding), operand(weight, x.dtype, self.rounding)
+        if self.stands_in and x.dtype == ms.float32 and pays(batch, channels, self.out_channels, height * width):
+            out = self.columns(rounded, weight)
+        else:
+            out = self.conv(rounded, weight)
         out = self.bias_add(out, operand(self.bias, x.dtype, self.rounding))
         return operand(out, x.dtype, self.rounding)
 
@@ -116,11 +126,12 @@ class Standardize(nn.Cell):
         super().__init__()
         # Nothing runs with it; with a momentum the gradient would be 1 % off.
         self.norm = P.BatchNorm(is_training=True, epsilon=eps, momentum=0.0)
+        self.reshape = P.Reshape()
 
     def construct(self, rows: Tensor) -> Tensor:
         count = rows.shape[0]
         one, zero = ops.ones((count,), rows.dtype), ops.zeros((count,), rows.dtype)
-        return self.norm(rows.reshape(1, count, -1, 1), one, zero, zero, one)[0]
+        return self.norm(self.reshape(rows, (1, count, -1, 1)), one, zero, zero, one)[0]
 
 
 class GroupNorm(nn.Cell):
@@ -135,6 +146,7 @@ class GroupNorm(nn.Cell):
         self.standardize = Standardize(eps)
         # Scale, shift and their gradients in one kernel each: a batch normalisation by mean 0 and variance 1.
         self.affine = P.BatchNorm(is_training=False, epsilon=1e-12)
+        self.mean, self.variance = Tensor(np.zeros(channels, np.float32)), Tensor(np.ones(channels, np.float32))
 
     def construct(self, x: Tensor) -> Tensor:
         wide = x.astype(ms.float32)
@@ -142,8 +154,7 @@ class GroupNorm(nn.Cell):
         if not self.stands_in:
             return ops.group_norm(wide, self.groups, weight, bias, self.eps).astype(x.dtype)
         rows = self.standardize(wide.reshape(x.shape[0] * self.groups, -1))
-        mean, variance = ops.zeros_like(weight), ops.ones_like(weight)
-        return self.affine(rows.reshape(x.shape), weight, bias, mean, variance)[0].astype(x.dtype)
+        return self.affine(rows.reshape(x.shape), weight, bias, self.mean, self.variance)[0].astype(x.dtype)
 
 
 class LayerNorm(nn.Cell):

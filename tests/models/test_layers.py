@@ -94,6 +94,16 @@ LAYERS = {
     "group_norm": (lambda: layers.GroupNorm(4, 16, 1e-6), lambda: torch.nn.GroupNorm(4, 16, 1e-6), (3, 16, 6, 5)),
     "group_norm of one picture": (lambda: layers.GroupNorm(2, 8), lambda: torch.nn.GroupNorm(2, 8), (1, 8, 1, 3)),
     "layer_norm": (lambda: layers.LayerNorm(24), lambda: torch.nn.LayerNorm(24), (2, 7, 24)),
+    "convolution": (
+        lambda: layers.Conv2d(5, 7, 3, padding=1),
+        lambda: torch.nn.Conv2d(5, 7, 3, padding=1),
+        (2, 5, 4, 6),
+    ),
+    "convolution of one pixel": (
+        lambda: layers.Conv2d(3, 2, 3, padding=1),
+        lambda: torch.nn.Conv2d(3, 2, 3, padding=1),
+        (1, 3, 1, 1),
+    ),
     "gated_gelu": (layers.GatedGELU, TorchGatedGELU, (2, 3, 16)),
 }
 
