@@ -118,9 +118,11 @@ def _takes_ascend(launch: LaunchConfig) -> bool:
 
 def _name_rank_in_log(process: Process) -> None:
     """Where all ranks write to one terminal, let rank 0 tell the story and the others what worries them."""
-    for handler in logging.getLogger().handlers if process.launcher == "mpirun" and process.rank else ():
-        handler.setLevel(logging.WARNING)
-        handler.setFormatter(logging.Formatter(f"[rank {process.rank}] %(message)s"))
+    if process.launcher == "mpirun" and process.rank:
+        root = logging.getLogger()
+        root.setLevel(logging.WARNING)  # not of the handlers: a progress bar puts its own in their place
+        for handler in root.handlers:
+            handler.setFormatter(logging.Formatter(f"[rank {process.rank}] %(message)s"))
 
 
 def _limit_cores(launch: LaunchConfig, peers: Peers | Alone) -> None:
