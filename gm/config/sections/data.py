@@ -73,7 +73,12 @@ class DataConfig:
     )
     random_flip: bool = setting(False, "mirror half of the pictures, chosen per sample and epoch")
     per_batch_size: int = setting(1, "samples per step and device", unit="samples", at_least=1)
-    num_parallel_workers: int = setting(2, "threads that read and transform pictures", unit="threads", at_least=1)
+    num_parallel_workers: int = setting(
+        2,
+        "threads that read and transform pictures; processes where a cache of many is made",
+        unit="threads",
+        at_least=1,
+    )
     caption_dropout: float = setting(
         0.0, "share of captions replaced by the empty one, for guidance", unit="0 to 1", at_least=0, at_most=1
     )
