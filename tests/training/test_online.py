@@ -85,29 +85,24 @@ def test_one_graph_several_graphs_and_the_cache_give_the_same_losses_along_a_run
 
     config.launch.multi_graph = True
     apart, encoders = parts_of(config, joined=False)
-    every = apart.weights + apart.state
     assert losses(config, apart, encoders, rate=0.0) == still  # to the last digit
-    start = [parameter.asnumpy().copy() for parameter in every]
     assert losses(config, apart, encoders, rate=1e-3) == moving
     for one, other in zip(joined.weights, apart.weights):
         np.testing.assert_array_equal(one.asnumpy(), other.asnumpy())
     assert len(joined.step.compile_cache) == len(apart.step.compile_cache) == 1
-    assert np.ptp([loss for loss, _, _ in moving]) > 0.01
-
-    def again() -> list[list[float]]:
-        for parameter, value in zip(every, start):
-            parameter.set_data(Tensor(value))
-        cache.build(config, encoders, progress=False)
-        return losses(config, apart, encoders, rate=1e-3)
 
     config.cache.latent = config.cache.text_embedding = True
-    fp32 = again()
-    print("FP32", np.abs(np.array(fp32) / moving - 1).max(0), np.array(moving)[:, 0])
-    np.testing.assert_allclose(fp32, moving, rtol=1e-5)
+    cache.build(config, encoders, progress=False)
+    cached, _ = parts_of(config, joined=False)
+    np.testing.assert_allclose(losses(config, cached, encoders, rate=0.0), still, rtol=1e-5)
+    np.testing.assert_allclose(losses(config, cached, encoders, rate=1e-3), moving, rtol=1e-5)
+    assert np.ptp([loss for loss, _, _ in moving]) > 0.01
+
+    exact = losses(config, cached, encoders, rate=0.0)
     config.cache.dtype = "fp16"
-    fp16 = again()
-    print("FP16", np.abs(np.array(fp16) / moving - 1).max(0))
-    np.testing.assert_allclose(fp16, moving, rtol=1e-3)
+    cache.build(config, encoders, progress=False)
+    rounded = losses(config, cached, encoders, rate=0.0)
+    np.testing.assert_allclose(rounded, exact, rtol=1e-4)  # 8e-6 was measured
 
 
 def test_gradients_of_the_text_encoders_are_the_slopes_of_the_loss(config):
