@@ -29,6 +29,9 @@ def open_clip_model(path: str | Path) -> tuple[CLIPArchitecture, WeightFile]:
     except SuiteError as error:
         weights.close()
         raise error if str(path) in str(error) else SuiteError(f"{path}: {error}") from None
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError):
+        weights.close()
+        raise SuiteError(f"{path}: shapes or config.json are of no CLIP: download both again") from None
 
 
 def detect_clip(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> CLIPArchitecture:

@@ -87,6 +87,8 @@ def describe(shapes: Shapes) -> str:
         return "the UNet of a diffusers folder on its own, take the folder that holds model_index.json"
     if any(name.startswith(("encoder.down_blocks.", "decoder.up_blocks.")) for name in names):
         return "the autoencoder of a diffusers folder on its own, take the folder that holds model_index.json"
+    if any(name.startswith("vision_model.") for name in names):
+        return "a CLIP, which scores pictures (tools/eval/clip_score.py)"
     if any(name.startswith("text_model.") for name in names):
         return "a text encoder on its own, take the folder that holds model_index.json"
     if any("double_blocks." in name or "joint_blocks." in name for name in names):

@@ -61,6 +61,7 @@ def test_extra_keys_of_training_do_not_disturb(tiny_shapes):
         (["base_model.model.unet.mid_block.attentions.0.to_q.lora_A.weight"], "LoRA"),
         (["down_blocks.0.resnets.0.conv1.weight"], "UNet of a diffusers folder"),
         (["text_model.embeddings.token_embedding.weight"], "text encoder on its own"),
+        (["text_model.embeddings.token_embedding.weight", "vision_model.post_layernorm.weight"], "a CLIP"),
         (["double_blocks.0.img_mod.lin.weight"], "FLUX"),
         (["something.else", "and.more"], "something.else, and.more"),
         ([], "without tensors"),
