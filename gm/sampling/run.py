@@ -167,7 +167,7 @@ def about(config: Config) -> dict[str, Any]:
         shared["stage2_prediction_type"] = second.prediction_type
         shared["stage2_rescale_betas_zero_snr"] = second.rescale_betas_zero_snr
     given = {"img": sample.img, "init_latent_path": sample.init_latent_path}
-    shared["weighted_prompts"] = sample.weighted_prompts
+    shared |= {"weighted_prompts": sample.weighted_prompts, "max_token_length": config.model.max_token_length}
     return {**shared, "precision": config.launch.precision, **{name: path for name, path in given.items() if path}}
 
 

@@ -1,9 +1,19 @@
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from gm.sampling.output import contact_sheet, picture_name, save_manifest, save_picture, slug
+from gm.errors import SuiteError
+from gm.sampling.output import (
+    contact_sheet,
+    picture_name,
+    read_settings,
+    save_manifest,
+    save_picture,
+    sheet_of,
+    slug,
+)
 from gm.sampling.prompts import Wish
 from gm.sampling.settings import Request, Settings
 
@@ -57,3 +67,26 @@ def test_contact_sheet_shows_every_picture(size):
     colours = {colour for _, colour in sheet.getcolors(1 << 20)}
     assert {(255, 0, 0), (0, 255, 0), (0, 0, 255)} <= colours
     assert max(sheet.size) < 1000
+
+
+def test_prompts_with_several_pictures_have_a_row_each():
+    wishes = [Wish(Request(prompt, seed), Settings()) for prompt, seed in (("a", 1), ("a", 2), ("b", 7), ("c", 3))]
+    pictures = [Image.new("RGB", (256, 256), (200, 10 * index, 10)) for index in range(4)]
+    sheet = sheet_of(pictures, wishes)
+    cell, line = 256 + 8, 256 + 2 * 14 + 8
+    assert sheet.size == (2 * cell + 8, 3 * line + 8)
+    places = [(8, 8), (8 + cell, 8), (8, 8 + line), (8, 8 + 2 * line)]
+    assert [sheet.getpixel(place) for place in places] == [(200, 10 * index, 10) for index in range(4)]
+    assert sheet.getpixel((8 + cell, 8 + line)) == (245, 245, 245)
+    assert sheet_of(pictures, [replace(WISH, request=Request(name, 1)) for name in "abcd"]).size[0] == 2 * cell + 8
+
+
+def test_settings_are_read_back_from_a_picture(tmp_path):
+    save_picture(tmp_path / "a.png", Image.new("RGB", (8, 8)), WISH, {"weight": "m.ckpt"})
+    found = read_settings(tmp_path / "a.png")
+    assert (found["prompt"], found["seed"], found["height"], found["weight"]) == (WISH.request.prompt, 42, 64, "m.ckpt")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_text("no picture")
+    for name in ("b.png", "c.png"):
+        with pytest.raises(SuiteError, match=f"{name} has no settings inside"):
+            read_settings(tmp_path / name)

@@ -1,10 +1,13 @@
 """The pictures diffusers draws from the same weights, latents and text states (within one level of 255)."""
 
+from dataclasses import replace
+
 import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
 
+from gm import compilation
 from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_snr
 from gm.models.architecture import HEAD_WIDTH, TINY_SDXL
 from gm.sampling.networks import Networks
@@ -157,6 +160,16 @@ def test_text_to_picture(networks, theirs, sampler, spacing, prediction_type, ze
     assert np.std(np.asarray(expected[0])) > 5  # not a flat picture, which would say nothing
     for one, other in zip(mine, expected, strict=True):
         assert mean_difference(one, other) <= 1 / 8
+
+
+def test_prompts_of_a_run_share_one_graph(networks):
+    ours = Pipeline(networks, Tokenizers(), alphas_cumprod(betas()))
+    settings = Settings("euler", 2, guidance_scale=6.0, height=64, width=96)
+    list(ours.sample(REQUESTS, settings, batch_size=2))
+    before = compilation.done()
+    more = [Request("three", 1), Request("other prompts", 2, "grey"), Request("and another", 3)]
+    list(ours.sample(more, replace(settings, sampler="heun", sample_step=3, guidance_scale=3.0), batch_size=2))
+    assert compilation.done() == before
 
 
 def test_sizes_that_do_not_halve_evenly(networks, theirs):
