@@ -35,7 +35,11 @@ def configuration(arguments: list[str]) -> Config:
     """What the page begins with."""
     if not any(argument.partition("=")[0] == "--config" for argument in arguments):
         arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
-    return load(arguments, {"sample.prompt": FIRST_PROMPT}, door="sample", usage=__doc__)
+    config = load(arguments, {"sample.prompt": FIRST_PROMPT}, door="sample", usage=__doc__)
+    for flag in ("img", "init_latent_path", "save_latent"):
+        if getattr(config.sample, flag):
+            raise UsageError(f"the page draws from prompts alone: --{flag} is for sampling_without_streamlit.py")
+    return config
 
 
 def page(arguments: list[str]) -> None:

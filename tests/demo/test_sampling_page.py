@@ -35,6 +35,8 @@ def words(tmp_path_factory):
 def test_the_page_is_refused_where_it_cannot_work(monkeypatch):
     with pytest.raises(SuiteError, match="unknown flag --samplr: did you mean --sampler"):
         door.main(["--samplr", "euler"])
+    with pytest.raises(SuiteError, match="the page draws from prompts alone: --img"):
+        door.main(["--task", "img2img", "--img", "in.png"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SuiteError, match="--extras ui"):
         door.main([])

@@ -66,7 +66,7 @@ def test_progress_says_what_is_done_and_pictures_are_named(tmp_path, config, loa
 
 
 def test_what_can_be_told_at_once_is(tmp_path, config, loaded):
-    with pytest.raises(SuiteError, match="no such weight file: nothing.ckpt"):
+    with pytest.raises(SuiteError, match=r"no such weight file: nothing\.ckpt"):
         Studio().draw([replace(config, model=replace(config.model, weight="nothing.ckpt"))], ["x"], [tmp_path])
     assert not loaded
 
