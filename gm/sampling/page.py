@@ -24,6 +24,10 @@ WIDGETS = (  # of section sample, in the order of the page
     "negative_prompt", "sampler", "timestep_spacing", "karras_sigmas", "sample_step", "guidance_scale",
     "guidance_rescale", "height", "width", "seed", "num_images", "unconditional",
 )  # fmt: skip
+NUMBERS = (  # that a picture may have been drawn with; the page shows them where they are not its own
+    "orig_height", "orig_width", "target_height", "target_width", "crop_coords_top", "crop_coords_left",
+    "aesthetic_score", "negative_aesthetic_score",
+)  # fmt: skip
 PIXELATED = 256  # smaller pictures are shown enlarged, pixel by pixel
 
 
@@ -40,6 +44,9 @@ def page(config: Config) -> None:
         st.file_uploader(
             "Settings of a picture", "png", key="picture", on_change=take_settings, help="A PNG that was drawn here"
         )
+        own = {name: getattr(config.sample, name) for name in NUMBERS}
+        if taken := {name: value for name, value in st.session_state.numbers.items() if value != own[name]}:
+            st.caption("Also of the picture: " + ", ".join(f"{name} {value}" for name, value in taken.items()))
     st.text_area("Prompt", key="prompt", help="One on each line, with options of its own behind it if you like")
     st.text_input("Negative prompt", key="negative_prompt")
     pressed = st.button("Draw", type="primary", disabled="drawing" in st.session_state)
@@ -58,6 +65,7 @@ def begin(config: Config) -> None:
     if "prompt" in state:
         return
     state.prompt, state.weight, state.other = config.sample.prompt, config.model.weight, NOTHING
+    state.numbers = {}
     state.prediction_type = config.diffusion.prediction_type
     state.rescale_betas_zero_snr = config.diffusion.rescale_betas_zero_snr
     for name in WIDGETS:
@@ -103,12 +111,13 @@ def choose_settings() -> None:
 def take_settings() -> None:
     """Set the widgets to what the picture that was given was drawn with."""
     state = st.session_state
+    state.numbers = {}
     if state.picture is None:
         return
     try:
         settings = read_settings(state.picture)
         settings["sampler"] = canonical_name(settings.get("sampler", "euler"))
-        paths = {f"sample.{name}": name for name in ("prompt", *WIDGETS)}
+        paths = {f"sample.{name}": name for name in ("prompt", *WIDGETS, *NUMBERS)}
         paths |= {f"diffusion.{name}": name for name in ("prediction_type", "rescale_betas_zero_snr")}
         taken = {
             name: convert(SETTINGS[path], Given(settings[name], name, COMMAND_LINE))
@@ -118,6 +127,7 @@ def take_settings() -> None:
     except (SuiteError, ValueError) as error:
         state.message = str(error)
         return
+    state.numbers = {name: taken.pop(name) for name in NUMBERS if name in taken}
     state.num_images = 1
     for name, value in taken.items():
         state[name] = value
@@ -132,10 +142,8 @@ def start_drawing(config: Config) -> None:
     state = st.session_state
     weights = [state.weight] + [state.other] * (state.other not in (NOTHING, state.weight, None))
     prompts = [line.strip() for line in state.prompt.splitlines() if line.strip()]
-    place = Path(config.sample.save_path) / "page"
-    number = 1 + max((int(path.name) for path in place.glob("[0-9]*") if path.name.isdigit()), default=0)
-    folders = [place / f"{number:04d}" / letter for letter in "ab"[: len(weights)]]
-    sample = replace(config.sample, prompt=state.prompt, **{name: state[name] for name in WIDGETS})
+    chosen = {name: state[name] for name in WIDGETS} | state.numbers
+    sample = replace(config.sample, prompt=state.prompt, **chosen)
     diffusion = replace(
         config.diffusion, prediction_type=state.prediction_type, rescale_betas_zero_snr=state.rescale_betas_zero_snr
     )
@@ -146,10 +154,25 @@ def start_drawing(config: Config) -> None:
     try:
         for one in configs:
             validate(one, "sample")
+        folder = new_folder(Path(config.sample.save_path) / "page")
+        folders = [folder / letter for letter in "ab"[: len(weights)]]
         state.drawing = (weights, *shared_studio().draw(configs, prompts, folders))
     except (SuiteError, ValueError, OSError) as error:
         state.message = str(error)
     st.rerun()
+
+
+def new_folder(place: Path) -> Path:
+    """Make the next of the numbered folders; other pages may be at it, too."""
+    place.mkdir(parents=True, exist_ok=True)
+    number = max((int(path.name) for path in place.iterdir() if path.name.isdigit()), default=0)
+    while True:
+        number += 1
+        try:
+            (place / f"{number:04d}").mkdir()
+        except FileExistsError:
+            continue
+        return place / f"{number:04d}"
 
 
 def wait() -> None:
