@@ -156,7 +156,11 @@ def start_drawing(config: Config) -> None:
             validate(one, "sample")
         folder = new_folder(Path(config.sample.save_path) / "page")
         folders = [folder / letter for letter in "ab"[: len(weights)]]
-        state.drawing = (weights, *shared_studio().draw(configs, prompts, folders))
+        try:
+            state.drawing = (weights, *shared_studio().draw(configs, prompts, folders))
+        except (SuiteError, ValueError):
+            folder.rmdir()
+            raise
     except (SuiteError, ValueError, OSError) as error:
         state.message = str(error)
     st.rerun()
