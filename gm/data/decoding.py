@@ -92,19 +92,18 @@ class Decoders:
     def __exit__(self, *_: object) -> None:
         self.threads.shutdown(wait=True, cancel_futures=True)
         for process in self.processes:
-            process.stdin.close()  # which ends it
+            with contextlib.suppress(OSError):  # of one that has ended already
+                process.stdin.close()  # which ends it
         for process in self.processes:
             process.wait()
             process.stdout.close()
 
 
 def _start() -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; sys.path[:] = sys.argv[1:]; from gm.data import decoding as d; d.serve()",
-    ]
-    return subprocess.Popen([*command, *sys.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    program = "import sys; sys.path[:] = sys.argv[1:]; from gm.data.decoding import serve; serve()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    # In a session of its own Ctrl-C does not reach it while it is starting either.
+    return subprocess.Popen([sys.executable, "-c", program, *sys.path], start_new_session=True, **pipes)
 
 
 def _ask(process: subprocess.Popen, picture: Picture) -> np.ndarray | str:
