@@ -4,7 +4,7 @@ MindSpore's CPU library adds up over any group, and gathers over all processes o
 AllReduce of which a device keeps its part, and an AllGather within a group an AllReduce of parts in a row of zeros.
 """
 
-from collections.abc import Sequence
+import zlib
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -32,7 +32,8 @@ class Group:
             return cls("alone", 1, 0, everyone)
         if ranks == tuple(range(mesh.size)):
             return cls(GlobalComm.WORLD_COMM_GROUP, len(ranks), mesh.index(*axes), True)
-        name = "-".join([*axes, *map(str, ranks)])
+        # HCCL takes names of up to 127 characters, too few for the ranks of a large group.
+        name = f"{'-'.join(axes)}-{ranks[0]}-{zlib.crc32(repr(ranks).encode()):08x}"
         if name not in _created:
             create_group(name, list(ranks))
             _created.add(name)
@@ -98,8 +99,3 @@ class AllGather(nn.Cell):
         for place in range(self.size):
             row = row + (x if place == self.index else ops.zeros_like(x),)
         return self.gather(ops.concat(row))
-
-
-def agree(group_sum: AllReduce, values: Sequence[float]) -> list[float]:
-    """The sums of some numbers over a group, outside of any graph; it waits for all of them."""
-    return group_sum(Tensor(list(values), ms.float32)).asnumpy().tolist()
