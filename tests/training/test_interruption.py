@@ -27,13 +27,14 @@ def send(number: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_asks_and_the_second_interrupts(number):
-    before = signal.getsignal(number)
-    with Interruption() as interruption:
+    before, told = signal.getsignal(number), []
+    with Interruption(told.append) as interruption:
         send(number)
         assert interruption.requested
         with pytest.raises(KeyboardInterrupt):
             send(number)
     assert signal.getsignal(number) is before
+    assert told == [signal.Signals(number).name]
 
 
 def test_with_nothing_to_lose_it_ends_at_once(caplog):
