@@ -41,7 +41,8 @@ class Device:
             self.peers.leave()
         else:
             known = isinstance(error, (SuiteError, OSError, MemoryError, KeyboardInterrupt))
-            self.peers.failed(explain(error)[0] if known else f"{type(error).__name__}: {error}")
+            reason = explain(error)[0] if known else f"{type(error).__name__}: {error}"
+            self.peers.failed(reason.strip().partition("\n")[0])
 
 
 def start(launch: LaunchConfig, together: bool = False) -> Device:

@@ -231,7 +231,7 @@ class Heard:
         (SystemExit(0), "bye"),
         (SuiteError("no picture left"), "no picture left"),
         (FileNotFoundError(2, "", "a.png"), "no such file or folder at a.png"),
-        (ValueError("shapes differ"), "ValueError: shapes differ"),
+        (ValueError("shapes differ\n\nC++ call stack"), "ValueError: shapes differ"),
     ],
 )
 def test_the_others_are_told_how_it_ended(error, told):

@@ -9,6 +9,7 @@ others are stopped and its code is the exit code. Ctrl-C or SIGTERM lets them sa
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -173,10 +174,11 @@ def _free_port() -> int:
 
 
 def _error(log: Path) -> str:
-    """The line in which a rank says why it has failed, or what its log ends with."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
+    """The line in which a rank says why it has failed: its own, else Python's, else what its log ends with."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:] if line.strip()]
     told = [line for line in lines if line.startswith("error: ")]
-    return (told or [line for line in lines if line.strip()] or [""])[-1].removeprefix("error: ")
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return (told[-1:] or raised[-1:] or lines[-1:] or [""])[0].removeprefix("error: ")
 
 
 def _culprit(ranks: Ranks) -> int:

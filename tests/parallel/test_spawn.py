@@ -160,6 +160,14 @@ def test_the_exit_code_and_the_line_are_those_of_the_rank_that_failed_first(plac
     assert errors == "error: rank 1 ended with code 7: no picture left (logs/log_1.txt)\n"
 
 
+def test_an_unexpected_error_is_found_in_the_log(place):
+    (place / "broken.py").write_text(
+        "import os\nif os.environ['RANK_ID'] == '1':\n    raise ValueError('shapes differ')"
+    )
+    code, _, errors = Launched(place, "one.json", "0", "2", "3", "data", command=["broken.py"]).ended()
+    assert (code, errors) == (1, "error: rank 1 ended with code 1: ValueError: shapes differ (logs/log_1.txt)\n")
+
+
 def test_when_one_is_killed_the_others_are_stopped(place, monkeypatch):
     launched = Launched(place, "one.json", "0", "3", "3", "data", "--do", "stubborn")
     pids = {rank: pid for rank, (pid, _, _) in launched.told(range(3)).items()}
