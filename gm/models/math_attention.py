@@ -1,18 +1,21 @@
 """Attention written out, in pieces: no more than a bounded part of the score matrix exists at once.
 
-The forward pass keeps nothing of the scores. The backward pass computes them again, piece by piece (Rabe and Staats
-2021, arXiv 2112.05682), with the row sums of Dao et al. 2022 (arXiv 2205.14135, appendix B.2) for softmax's gradient.
+Where the whole matrix is small it is kept for the backward pass. Else the forward pass keeps nothing of the scores, and
+the backward pass computes them again, piece by piece (Rabe and Staats 2021, arXiv 2112.05682). Softmax's gradient goes
+by the row sums of Dao et al. 2022 (arXiv 2205.14135, appendix B.2).
 """
 
 from itertools import pairwise
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import operations as P
 
 from gm.models.layers import operand
 
 MOST_SCORES = 2**24  # 64 MiB in float32; four such tensors live at once in the backward pass
+KEPT_SCORES = 2**18  # 1 MiB in float32: as many at most are kept for the backward pass
 MASKED = -1e4  # added to the scores of what is hidden: far below any score
 
 Rows = tuple[tuple[int, int], ...]
@@ -36,6 +39,60 @@ def pieces(heads: int, queries: int, keys: int, most: int) -> tuple[tuple[int, i
     return tuple((first, count, rows) for first, count in _spans(heads, most // (queries * keys)))
 
 
+@ops.constexpr
+def _subtract(heads: int, keys: int) -> Tensor:
+    return Tensor(np.full((heads, keys, 1), -1.0, np.float32))
+
+
+@ops.constexpr
+def _hidden(queries: int, keys: int) -> Tensor:
+    return Tensor(np.triu(np.full((1, queries, keys), MASKED, np.float32), 1))
+
+
+class SmallAttention(nn.Cell):
+    """``MathAttention`` in float32 at once, with few operators: those take longer to compile than scores to compute.
+
+    Returns, beside the result, the softmax and the scaled queries, which the backward pass is made of.
+    """
+
+    def __init__(self, head_width: int, causal: bool):
+        super().__init__()
+        self.causal = causal
+        self.scale = Tensor(head_width**-0.5, ms.float32)
+        self.ones = Tensor(np.ones((head_width, 1), np.float32))
+        self.mul, self.add, self.reshape = P.Mul(), P.Add(), P.Reshape()
+        self.concat, self.softmax = P.Concat(-1), P.Softmax(-1)
+        self.total, self.mix = P.MatMul(), P.BatchMatMul()
+        self.scores, self.gather = P.BatchMatMul(transpose_b=True), P.BatchMatMul(transpose_a=True)
+
+    def construct(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scaled = self.mul(query, self.scale)
+        scores = self.scores(scaled, key)
+        if self.causal:
+            scores = self.add(scores, _hidden(query.shape[1], key.shape[1]))
+        weights = self.softmax(scores)
+        return self.mix(weights, value), weights, scaled
+
+    def bprop(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: tuple[Tensor, Tensor, Tensor],
+        gradients: tuple[Tensor, Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        heads, queries, width = query.shape
+        result, weights, scaled = out
+        dout = gradients[0]
+        # As in AttentionInPieces.
+        total = self.total(self.reshape(self.mul(result, dout), (heads * queries, width)), self.ones)
+        slope = self.concat((dout, self.reshape(total, (heads, queries, 1))))
+        value = self.concat((value, _subtract(heads, key.shape[1])))
+        dscores = self.mul(weights, self.scores(slope, value))
+        dquery = self.mul(self.mix(dscores, key), self.scale)
+        return dquery, self.gather(dscores, scaled), self.gather(weights, dout)
+
+
 class MathAttention(nn.Cell):
     """softmax(q k^T / sqrt(d)) v: (B*H, N, D), (B*H, M, D), (B*H, M, D) -> (B*H, N, D).
 
@@ -47,6 +104,24 @@ class MathAttention(nn.Cell):
     rounding: ms.Type | None = None
 
     def __init__(self, head_width: int, causal: bool = False, most_scores: int = MOST_SCORES):
+        super().__init__()
+        self.most_kept = min(KEPT_SCORES, most_scores)
+        self.small = SmallAttention(head_width, causal)
+        self.large = AttentionInPieces(head_width, causal, most_scores)
+
+    def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        heads, queries, _ = query.shape
+        if query.dtype == ms.float32 and self.rounding is None and heads * queries * key.shape[1] <= self.most_kept:
+            return self.small(query, key, value)[0]
+        return self.large(query, key, value)
+
+
+class AttentionInPieces(nn.Cell):
+    """``MathAttention`` of any size and type."""
+
+    rounding: ms.Type | None = None
+
+    def __init__(self, head_width: int, causal: bool, most_scores: int):
         super().__init__()
         self.scale = head_width**-0.5
         self.causal = causal
