@@ -129,6 +129,14 @@ def test_gradients_of_the_text_encoders_are_the_slopes_of_the_loss(config):
             towers[name].set_data(Tensor(value))
         assert (results[0] - results[1]) / (2 * length) == pytest.approx(norm, rel=2e-2)
 
+    config.launch.precision = "fp16"  # of the UNet: the gradients reach the towers, which stay float32, through it
+    half, _ = parts_of(config, joined=True)
+    half.step.gather(*batch)
+    scale = float(half.scaler.scale.asnumpy())
+    for total in half.step.gather.sums:
+        right = gradients[total.name.removeprefix("gradient.")]
+        assert np.linalg.norm(2 * total.asnumpy() / scale - right) <= 2e-2 * np.linalg.norm(right) + 1e-8, total.name
+
 
 def test_text_encoders_are_trained_saved_resumed_and_merged(config, weight, monkeypatch, tmp_path):
     monkeypatch.setitem(architectures.UNTRAINED, "tiny", SMALL)
