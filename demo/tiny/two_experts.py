@@ -2,11 +2,10 @@
 
     python -m demo.tiny.two_experts    # leaves runs/two_experts/{report.json,grid.png}; about ten minutes on one core
 
-One model is trained on all timesteps, ``BATCH`` pictures a step. Two experts take as many steps and share the pictures
-of each as they share the schedule, so that every timestep is trained on as often as the one model's, with as many
-updates. All start from the shipped tiny SDXL and learn to predict v with zero terminal SNR on the quickstart's
-pictures. Every phase is a public command, printed before it runs; phases whose result is there are not run again, and
-an interrupted training goes on.
+The shipped tiny SDXL first learns to predict v with zero terminal SNR (``--start_steps``, on the quickstart's
+pictures). From there one model is trained on all timesteps for ``--steps`` more, and two experts share as many steps as
+they share the schedule, so that every timestep is trained on as often as the one model's. Every phase is a public
+command, printed before it runs; phases whose result is there are not run again, and an interrupted training goes on.
 """
 
 import argparse
@@ -29,32 +28,51 @@ from gm.sampling.output import contact_sheet
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "demo/tiny/tiny_sdxl.safetensors"
 STRENGTH = 0.35  # of configs/training/two_experts.yaml: the second stage's share
+ONE_MODEL = ("configs/training/tiny_sdxl.yaml", "--prediction_type", "v_prediction", "--rescale_betas_zero_snr")
 RECIPES = {
-    "one_model": ("configs/training/tiny_sdxl.yaml", "--prediction_type", "v_prediction", "--rescale_betas_zero_snr"),
+    "start": ONE_MODEL,
+    "one_model": ONE_MODEL,
     "stage_one": ("configs/training/tiny_sdxl_stage_one.yaml",),
     "stage_two": ("configs/training/tiny_sdxl_stage_two.yaml",),
 }
 DRAWN_AS = ("--prediction_type", "v_prediction", "--rescale_betas_zero_snr", "True")
 DRAWN_AS += ("--timestep_spacing", "trailing", "--guidance_rescale", "0.7")
-BATCHES = {"one_model": 16, "stage_one": 10, "stage_two": 6}  # 65 % and 35 % of 16, rounded
 FIRST_SEED, SEEDS = 100, 4
 SHOWN = 8  # prompts in the grid
 
 
+def shares(start_steps: int, steps: int) -> dict[str, int]:
+    """The steps of each training: the one model takes them all, the experts in proportion to their timesteps."""
+    second = round(STRENGTH * steps)
+    return {"start": start_steps, "one_model": steps, "stage_one": steps - second, "stage_two": second}
+
+
+def base(name: str, out: Path) -> str:
+    """The whole model that a training starts from."""
+    return BASE if name == "start" else str(out / "start.ckpt")
+
+
+def recipe(name: str, out: Path, steps: int) -> tuple[str, ...]:
+    """The command of a training, from its beginning."""
+    words = ("train.py", "--config", *RECIPES[name], "--weight", base(name, out), "--data_path", str(out / "pictures"))
+    words += ("--cache_latent", "True", "--cache_text_embedding", "True", "--cache_path", str(out / "cache"))
+    words += ("--max_train_steps", str(steps), "--save_path", str(out), "--run_name", name)
+    words += ("--compile_cache", str(out / "graphs"))  # the graph is the same for all
+    words += ("--validation_using_datasets", "False")  # it would only take time here
+    return words
+
+
 def train(name: str, out: Path, steps: int) -> tuple[str, ...]:
     """The command that trains, or goes on training."""
-    recipe = ("train.py", "--config", *RECIPES[name], "--data_path", str(out / "pictures"))
-    recipe += ("--cache_latent", "True", "--cache_text_embedding", "True", "--cache_path", str(out / "cache"))
-    recipe += ("--per_batch_size", str(BATCHES[name]), "--max_train_steps", str(steps))
-    recipe += ("--save_path", str(out), "--run_name", name)
-    recipe += ("--validation_using_datasets", "False")  # it would only take time here
-    return (*recipe, "--resume", "latest") if (out / name / "latest").exists() else recipe
+    words = recipe(name, out, steps)
+    return (*words, "--resume", "latest") if (out / name / "latest").exists() else words
 
 
 def merge(name: str, out: Path, steps: int) -> tuple[str, ...]:
     """The command that puts a trained UNet into the whole model."""
     trained = out / name / "weights" / f"unet_{steps}.ckpt"
-    words = ("tools/weight_merge/merge_weight.py", "--base_weight", BASE, "--additional_weights", str(trained))
+    words = ("tools/weight_merge/merge_weight.py", "--base_weight", base(name, out))
+    words += ("--additional_weights", str(trained))
     return (*words, "--save_path", str(out / f"{name}.ckpt"))
 
 
@@ -122,17 +140,19 @@ def draw_grid(out: Path, folders: Sequence[str], wanted: Sequence[world.Prompt])
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/two_experts"), help="folder of everything it makes")
-    parser.add_argument("--steps", type=int, default=700, help="of each training (default 700)")
+    parser.add_argument("--start_steps", type=int, default=700, help="of what both sides start from (default 700)")
+    parser.add_argument("--steps", type=int, default=400, help="of training from there, on each side (default 400)")
     options = parser.parse_args(arguments)
-    out, steps, wanted = options.out, options.steps, prompts()
+    out, steps, wanted = options.out, shares(options.start_steps, options.steps), prompts()
     if not (out / "pictures").exists():
         world.write_folder(out / "pictures", world.finetune_set(seed=0))
     write_text(out / "prompts.txt", "".join(f"{p.text} --d {FIRST_SEED + SEEDS * i}\n" for i, p in enumerate(wanted)))
-    if not (out / "one_model.ckpt").exists():
-        call((*train("one_model", out, steps), "--task", "cache"))  # what is there is not made again
-    for name in RECIPES:
-        run(train(name, out, steps), out / name / "weights" / f"unet_{steps}.ckpt")
-        run(merge(name, out, steps), out / f"{name}.ckpt")
+    for name, count in steps.items():
+        trained = out / name / "weights" / f"unet_{count}.ckpt"
+        if not trained.exists():
+            call((*recipe(name, out, count), "--task", "cache"))  # what is there is not made again
+        run(train(name, out, count), trained)
+        run(merge(name, out, count), out / f"{name}.ckpt")
     run(sample(out, "one_model.ckpt", "drawn_one_model"), out / "drawn_one_model" / "manifest.json")
     experts = ("--stage2_weight", str(out / "stage_two.ckpt"), "--denoising_end", str(1 - STRENGTH))
     run(sample(out, "stage_one.ckpt", "drawn_experts", *experts), out / "drawn_experts" / "manifest.json")
@@ -140,7 +160,6 @@ def main(arguments: list[str]) -> None:
     draw_grid(out, folders, wanted)
     report = {
         "steps": steps,
-        "batches": BATCHES,
         "one_model": counted(out / folders[0], wanted),
         "experts": counted(out / folders[1], wanted),
     }

@@ -8,31 +8,32 @@ from gm.config import load
 from gm.data.noising import trained_range
 from gm.errors import SuiteError
 
-ONE_MODEL, *EXPERTS = two_experts.RECIPES
+START, ONE_MODEL, *EXPERTS = two_experts.RECIPES
 
 
-def training(name, out, steps=700):
+def training(name, out, steps=400):
     """What train.py makes of the command."""
-    door, *arguments = two_experts.train(name, out, steps)
+    door, *arguments = two_experts.train(name, out, two_experts.shares(700, steps)[name])
     assert door == "train.py"
     return load(arguments)
 
 
-def test_both_sides_see_as_many_pictures_and_every_timestep_is_updated_as_often(tmp_path):
+def test_both_sides_start_alike_train_as_long_and_see_every_timestep_as_often(tmp_path):
     one, experts = training(ONE_MODEL, tmp_path), [training(name, tmp_path) for name in EXPERTS]
-    assert {config.train.max_train_steps for config in (one, *experts)} == {700}
-    assert sum(expert.data.per_batch_size for expert in experts) == one.data.per_batch_size == 16
+    assert sum(expert.train.max_train_steps for expert in experts) == one.train.max_train_steps == 400
     ranges = [trained_range(expert.diffusion) for expert in experts]
     assert ranges == [(350, 1000), (0, 350)]
     assert trained_range(one.diffusion) == (0, 1000)
     for expert, (begin, end) in zip(experts, ranges):
-        pictures = expert.data.per_batch_size / (end - begin)
-        assert pictures == pytest.approx(one.data.per_batch_size / 1000, rel=0.08)  # whole pictures only
-        expert.data.per_batch_size = one.data.per_batch_size
+        assert expert.train.max_train_steps / (end - begin) == pytest.approx(0.4)
         assert (expert.optim, expert.data, expert.model) == (one.optim, one.data, one.model)
         for same in ("prediction_type", "rescale_betas_zero_snr"):
             assert getattr(expert.diffusion, same) == getattr(one.diffusion, same)
         assert not expert.validation.draws
+    start = training(START, tmp_path)
+    assert start.model.weight == two_experts.BASE
+    assert one.model.weight == str(tmp_path / "start.ckpt")
+    assert start.diffusion == one.diffusion
 
 
 def test_both_sides_draw_alike(tmp_path):
