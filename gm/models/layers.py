@@ -18,7 +18,7 @@ from gm.models.columns import ColumnConvolution, pays
 
 # Per device, the layers whose plain operator of the framework is slower there than what stands in for it below, for the
 # step of training as a whole: forward and backward.
-STAND_INS = {"CPU": ("convolution", "group_norm", "layer_norm", "gated_gelu", "square_sum")}
+STAND_INS = {"CPU": ("gated_gelu", "square_sum")}
 
 
 def stands_in(layer: str) -> bool:
