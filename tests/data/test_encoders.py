@@ -76,7 +76,7 @@ def test_hashes_do_not_depend_on_the_file_format(encoders_of, tensors, config, t
 def test_hashes_of_a_large_file_are_remembered(encoders_of, config, monkeypatch):
     monkeypatch.setattr("gm.data.notes.YOUNG", -1)
     before = hashes(encoders_of())
-    monkeypatch.setattr("gm.data.encoders._weights_hash", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("gm.data.encoders.weights_hash", lambda *_: pytest.fail("read again"))
     assert hashes(NetworkEncoders(config)) == before
 
 
