@@ -42,19 +42,23 @@ def test_the_page_is_refused_where_it_cannot_work(monkeypatch):
         door.main([])
 
 
-class TestPage:
-    @pytest.fixture(scope="class")
-    def page(self, words):
-        testing = pytest.importorskip("streamlit.testing.v1", reason="the extra ui is not installed")
+@pytest.fixture(scope="module")
+def page(words):
+    """The page on the device of this process, which is ready: setting it up a second time is an error of MindSpore."""
+    testing = pytest.importorskip("streamlit.testing.v1", reason="the extra ui is not installed")
 
-        def script(words):
-            from demo.sampling import page
+    def script(words):
+        from demo.sampling import page
 
-            page(words)
+        page(words)
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gm.sampling.studio.start_device", lambda config: None)
         page = testing.AppTest.from_function(script, default_timeout=300, kwargs={"words": words})
-        return page.run()
+        yield page.run()
 
+
+class TestPage:
     def test_it_begins_with_what_the_command_line_says(self, page):
         assert not page.exception
         assert page.number_input(key="sample_step").value == 3
