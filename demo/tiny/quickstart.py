@@ -146,7 +146,7 @@ def digest(paths: Iterable[Path]) -> str:
     for top in paths:
         files = sorted(path for path in top.rglob("*") if path.is_file()) if top.is_dir() else [top]
         for path in files:
-            if "__pycache__" in path.parts:
+            if "__pycache__" in path.parts or path.name.startswith("."):  # notes that a scan leaves
                 continue
             content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
             found.update(f"{path.relative_to(top.parent)} {content}\n".encode())
