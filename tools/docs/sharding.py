@@ -12,8 +12,8 @@ sys.path.insert(0, str(ROOT))
 
 from gm.config import load  # noqa: E402
 from gm.config.validation import memory_in_gigabytes  # noqa: E402
-from gm.errors import SuiteError, UsageError, run_door  # noqa: E402
-from gm.files import write_text  # noqa: E402
+from gm.errors import run_door  # noqa: E402
+from tools.docs.generated import between, write_or_check  # noqa: E402
 
 PAGE = ROOT / "docs" / "distributed.md"
 BEGIN, END = "<!-- sharding: made by tools/docs/sharding.py -->", "<!-- end of sharding -->"
@@ -27,26 +27,12 @@ def updated(page: str) -> str:
     from gm.training.capacity import table
 
     config = load(RECIPE)
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SuiteError(f"{PAGE} lacks the markers {BEGIN} and {END}: put them where the table belongs")
     found = table(config, ModelArchitecture(), memory_in_gigabytes(config.launch.max_device_memory))
-    return f"{before}{BEGIN}\n\n{found}\n{END}{after}"
+    return between(page, BEGIN, END, found)
 
 
 def main(arguments: list[str]) -> int:
-    if arguments not in ([], ["--check"]):
-        raise UsageError("usage: python tools/docs/sharding.py [--check]")
-    page = PAGE.read_text(encoding="utf-8")
-    if updated(page) == page:
-        print(f"{PAGE.relative_to(ROOT)} is up to date")
-        return 0
-    if arguments:
-        raise SuiteError(f"{PAGE.relative_to(ROOT)} is out of date: run python tools/docs/sharding.py")
-    write_text(PAGE, updated(page))
-    print(f"{PAGE.relative_to(ROOT)} written")
-    return 0
+    return write_or_check(arguments, PAGE, "tools/docs/sharding.py", updated)
 
 
 if __name__ == "__main__":
