@@ -14,8 +14,6 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
 
-from gm.models.columns import ColumnConvolution, pays
-
 # Per device, the layers whose plain operator of the framework is slower there than what stands in for it below, for the
 # step of training as a whole: forward and backward.
 STAND_INS = {"CPU": ("gated_gelu", "square_sum")}
@@ -102,36 +100,13 @@ class Conv2d(nn.Cell):
         self.bias = Initializer.uniform((out_channels,), fan_in)
         self.whole = None  # as in Linear
         self.conv = P.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
-        self.out_channels = out_channels
-        self.columns = ColumnConvolution()
-        self.stands_in = stands_in("convolution") and (kernel_size, stride, padding) == (3, 1, 1)
         self.bias_add = P.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
         weight = self.weight if self.whole is None else self.whole(self.weight.astype(x.dtype))
-        rounded, weight = operand(x, x.dtype, self.rounding), operand(weight, x.dtype, self.rounding)
-        if self.stands_in and x.dtype == ms.float32 and pays(batch, channels, self.out_channels, height * width):
-            out = self.columns(rounded, weight)
-        else:
-            out = self.conv(rounded, weight)
+        out = self.conv(operand(x, x.dtype, self.rounding), operand(weight, x.dtype, self.rounding))
         out = self.bias_add(out, operand(self.bias, x.dtype, self.rounding))
         return operand(out, x.dtype, self.rounding)
-
-
-class Standardize(nn.Cell):
-    """Rows (N, ...) brought to mean 0 and variance 1, as one batch normalisation over N channels: float32 only."""
-
-    def __init__(self, eps: float):
-        super().__init__()
-        # Nothing runs with it; with a momentum the gradient would be 1 % off.
-        self.norm = P.BatchNorm(is_training=True, epsilon=eps, momentum=0.0)
-        self.reshape = P.Reshape()
-
-    def construct(self, rows: Tensor) -> Tensor:
-        count = rows.shape[0]
-        one, zero = ops.ones((count,), rows.dtype), ops.zeros((count,), rows.dtype)
-        return self.norm(self.reshape(rows, (1, count, -1, 1)), one, zero, zero, one)[0]
 
 
 class GroupNorm(nn.Cell):
@@ -142,19 +117,11 @@ class GroupNorm(nn.Cell):
         self.groups, self.eps = groups, eps
         self.weight = Parameter(Tensor(np.ones(channels, np.float32)))
         self.bias = Parameter(Tensor(np.zeros(channels, np.float32)))
-        self.stands_in = stands_in("group_norm")
-        self.standardize = Standardize(eps)
-        # Scale, shift and their gradients in one kernel each: a batch normalisation by mean 0 and variance 1.
-        self.affine = P.BatchNorm(is_training=False, epsilon=1e-12)
-        self.mean, self.variance = Tensor(np.zeros(channels, np.float32)), Tensor(np.ones(channels, np.float32))
 
     def construct(self, x: Tensor) -> Tensor:
         wide = x.astype(ms.float32)
         weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
-        if not self.stands_in:
-            return ops.group_norm(wide, self.groups, weight, bias, self.eps).astype(x.dtype)
-        rows = self.standardize(wide.reshape(x.shape[0] * self.groups, -1))
-        return self.affine(rows.reshape(x.shape), weight, bias, self.mean, self.variance)[0].astype(x.dtype)
+        return ops.group_norm(wide, self.groups, weight, bias, self.eps).astype(x.dtype)
 
 
 class LayerNorm(nn.Cell):
@@ -162,21 +129,13 @@ class LayerNorm(nn.Cell):
 
     def __init__(self, width: int, eps: float = 1e-5):
         super().__init__()
-        self.width = width
         self.weight = Parameter(Tensor(np.ones(width, np.float32)))
         self.bias = Parameter(Tensor(np.zeros(width, np.float32)))
-        self.stands_in = stands_in("layer_norm")
         self.norm = P.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
-        self.standardize = Standardize(eps)
-        self.bias_add = P.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
-        wide = x.astype(ms.float32)
-        weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
-        if not self.stands_in:
-            return self.norm(wide, weight, bias)[0].astype(x.dtype)
-        rows = self.standardize(wide.reshape(-1, self.width)).reshape(-1, self.width)
-        return self.bias_add(rows * weight, bias).reshape(x.shape).astype(x.dtype)
+        out = self.norm(x.astype(ms.float32), self.weight.astype(ms.float32), self.bias.astype(ms.float32))[0]
+        return out.astype(x.dtype)
 
 
 class GatedGELU(nn.Cell):
