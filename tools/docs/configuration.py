@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from gm.config.text import markdown_table  # noqa: E402
 from gm.errors import run_door  # noqa: E402
-from tools.docs.generated import between, write_or_check  # noqa: E402
+from gm.generated import between, write_or_check  # noqa: E402
 
 PAGE = ROOT / "docs" / "configuration.md"
 BEGIN, END = "<!-- settings: made by tools/docs/configuration.py -->", "<!-- end of settings -->"

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 from gm.config import load  # noqa: E402
 from gm.config.validation import memory_in_gigabytes  # noqa: E402
 from gm.errors import run_door  # noqa: E402
-from tools.docs.generated import between, write_or_check  # noqa: E402
+from gm.generated import between, write_or_check  # noqa: E402
 
 PAGE = ROOT / "docs" / "distributed.md"
 BEGIN, END = "<!-- sharding: made by tools/docs/sharding.py -->", "<!-- end of sharding -->"

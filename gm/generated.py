@@ -1,4 +1,4 @@
-"""What the tools of this folder share: a part of a page of the docs, between two markers, that a program writes."""
+"""A part of a page of the docs that a program writes, between two markers (``tools/docs``)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from gm.errors import SuiteError, UsageError
 from gm.files import write_text
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def between(page: str, begin: str, end: str, content: str) -> str:
