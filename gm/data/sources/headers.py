@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 
 import PIL
 
@@ -9,6 +10,7 @@ from gm.data import transforms
 from gm.data.buckets import Size
 from gm.data.notes import FileNotes
 from gm.data.sample import PictureFile
+from gm.data.sources.sizes import upright_size
 from gm.data.transforms import BadPictureError
 
 PICTURE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
@@ -21,7 +23,7 @@ class Headers:
     notes: FileNotes
     pixels: bool = False
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """What the notes are of: another Pillow may read more."""
         return f"{'pixels' if self.pixels else 'header'} {PIL.__version__}"
@@ -29,7 +31,7 @@ class Headers:
     def read(self, picture: PictureFile) -> Size | str:
         """Upright (height, width), or why the picture cannot be used."""
         try:
-            size = transforms.picture_size(picture)
+            size = upright_size(picture) or transforms.picture_size(picture)
             if self.pixels:
                 transforms.load(picture)
         except BadPictureError as error:
