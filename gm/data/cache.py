@@ -20,6 +20,7 @@ from gm.data.cache_plan import Plan
 from gm.data.cache_store import ShardStore, damaged
 from gm.data.cache_work import Captions, Pictures, broken
 from gm.data.encoders import Encoders
+from gm.data.prefetch import uncollected
 from gm.data.sample import Sample
 from gm.data.tokens import Tokenizers
 from gm.data.transforms import Framing
@@ -76,6 +77,7 @@ def build(
     log.info("cache %s: %d pictures and %d captions needed, %s", config.cache.path, len(pictures), len(captions), did)
 
 
+@uncollected()
 def open(
     config: Config,
     samples: list[Sample] | None = None,

@@ -13,7 +13,7 @@ from gm.data.claims import Claims
 from gm.data.encoders import Encoders, NetworkEncoders
 from gm.data.geometry import Geometry
 from gm.data.notes import FileNotes
-from gm.data.prefetch import for_each
+from gm.data.prefetch import for_each, uncollected
 from gm.data.sample import Sample
 from gm.data.tokens import Tokenizers
 from gm.data.transforms import Framing
@@ -22,7 +22,7 @@ from gm.errors import SuiteError
 log = logging.getLogger(__name__)
 
 EMPTY = ""  # the caption of a sample whose caption is dropped
-FORMAT = 1  # counted up when entries change their meaning
+FORMAT = 2  # counted up when entries change their meaning or shards their form
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Plan:
     variants: int
 
     @classmethod
+    @uncollected()
     def gather(
         cls, config: Config, samples: list[Sample], encoders: Encoders | None, tokenizers: Tokenizers | None
     ) -> "Plan":

@@ -8,7 +8,11 @@ from gm.errors import SuiteError
 
 
 def entry(seed):
-    return {"a": np.full((2, 3), seed, np.float16), "b": np.arange(seed, dtype=np.float32)}
+    return {
+        "a": np.full((2, 3), seed, np.float16),
+        "b": np.arange(seed, seed + 5, dtype=np.float32),
+        "c": np.zeros(0, np.float16),
+    }
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def assert_whole(store):
     assert store.refused == {"dd": "broken"}
     for key, seed in (("aa", 1), ("bb", 2), ("cc", 3)):
         found = store.read(key)
-        assert found.keys() == {"a", "b"}
+        assert found.keys() == {"a", "b", "c"}
         assert all(
             np.array_equal(found[name], value) and found[name].dtype == value.dtype
             for name, value in entry(seed).items()
