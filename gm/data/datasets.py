@@ -11,11 +11,11 @@ from pathlib import Path
 
 from gm.config.sections.data import DataConfig, DatasetConfig
 from gm.data.notes import FileNotes
-from gm.data.prefetch import for_each
+from gm.data.prefetch import uncollected
 from gm.data.sample import Found, Problem, Sample
-from gm.data.sources.folder import TAR_SUFFIX, THREADS, read_folder
+from gm.data.sources.folder import TAR_SUFFIX, read_folder
 from gm.data.sources.headers import PICTURE_SUFFIXES, Headers
-from gm.data.sources.tar import expand, read_tar
+from gm.data.sources.tar import expand, read_tars
 from gm.errors import SuiteError
 from gm.files import write_text
 
@@ -42,6 +42,7 @@ def scan(data: DataConfig, report: Path | None = None) -> list[Sample]:
     return samples
 
 
+@uncollected()
 def inspect(data: DataConfig) -> tuple[list[Sample], list[Problem]]:
     """Samples and problems of all data sets. Raises SuiteError only if one has no pictures at all."""
     if lacking_class_pictures(data) == data.num_class_images:
@@ -161,8 +162,7 @@ def find(dataset: DatasetConfig, pixels: bool = False) -> tuple[list[Found], lis
             raise SuiteError(f"no shard {missing[0]}: {len(missing)} of {len(shards)} in {dataset.path} are not there")
         root = shards[0].parent
         headers = Headers(FileNotes(root / NOTES), pixels)
-        of_shards = for_each(lambda path: read_tar(path, path.name, headers), shards, THREADS, chunk=1)
-        found = [one for of_shard in of_shards for one in of_shard]
+        found = read_tars([(path, path.name) for path in shards], headers)
         gone: list[Problem] = []
     elif root.is_dir():
         headers = Headers(FileNotes(root / NOTES), pixels)

@@ -136,7 +136,7 @@ class NetworkEncoders:
 
         if self._weight.is_dir():  # a folder's times do not tell of changes inside the files
             return compute(self._weight)
-        result = self._notes.remember(self._weight, what, compute)
+        result = self._notes.remember(self._weight.absolute(), what, compute)
         self._notes.save()
         return result
 

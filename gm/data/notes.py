@@ -43,14 +43,18 @@ class FileNotes:
         self._notes: dict[str, list] = notes if isinstance(notes, dict) else {}
 
     def remember(self, path: str | Path, what: str, compute: Callable[[str | Path], Any]) -> Any:
-        """``compute(path)``, a JSON value, or what it gave when the file was the same; ``what`` names its kind."""
-        name = f"{what}:{os.path.abspath(path)}"
+        """``compute(path)``, a JSON value, or what it gave when the file was the same; ``what`` names its kind.
+
+        Notes are found again under the same ``path``: let it be absolute.
+        """
+        name = f"{what}:{path}"
         stamp = _stamp(path)
         noted = self._notes.get(name)
         if noted and noted[1:] == stamp:
             return noted[0]
+        old = time.time_ns() - max(stamp[1:3]) > YOUNG  # so a change while it is read shows in the times, too
         result = compute(path)
-        if _stamp(path) == stamp and time.time_ns() - max(stamp[1:3]) > YOUNG:
+        if old:
             self._notes[name] = [result, *stamp]
             self._changed = True
         return result
@@ -66,6 +70,6 @@ class FileNotes:
             pass
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamp(path: str | Path) -> list[int]:
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

@@ -73,7 +73,7 @@ def frame(
     scale = max(target[0] / height, target[1] / width)
     resized = (max(target[0], round(height * scale)), max(target[1], round(width * scale)))
     spare = (resized[0] - target[0], resized[1] - target[1])
-    draws = rng.random(3) if rng is not None else np.zeros(3)
+    draws = rng.random(3) if rng is not None else (0, 0, 0)
     if crop == "random":
         top, left = int(draws[0] * (spare[0] + 1)), int(draws[1] * (spare[1] + 1))
     else:

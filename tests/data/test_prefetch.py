@@ -1,10 +1,12 @@
+import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gm.data.prefetch import Prefetcher, ahead, for_each
+from gm.data import prefetch
+from gm.data.prefetch import Prefetcher, ahead, for_each, uncollected
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -18,8 +20,27 @@ def test_results_come_in_order_whatever_takes_longest(workers):
 
 
 @pytest.mark.parametrize("count", [0, 1, 64, 65, 200])
-def test_chunks_lose_nothing(count):
+@pytest.mark.parametrize("quick", [-1, 1])
+def test_chunks_lose_nothing(count, quick, monkeypatch):
+    monkeypatch.setattr(prefetch, "QUICK", quick)
+    monkeypatch.setattr(prefetch, "ROUND", 2)
     assert for_each(str, range(count), 3) == [str(item) for item in range(count)]
+
+
+@pytest.mark.parametrize("quick", [-1, 1000])
+def test_only_work_that_is_not_quick_is_done_by_threads(quick, monkeypatch):
+    monkeypatch.setattr(prefetch, "QUICK", quick)
+    threads = for_each(lambda _: threading.get_ident(), range(200), 3)
+    assert (set(threads) == {threading.get_ident()}) == (quick > 0)
+
+
+def test_the_collector_goes_on_afterwards_and_only_where_it_was_on():
+    with uncollected():
+        assert not gc.isenabled()
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_only_so_much_is_begun_ahead():

@@ -1,13 +1,14 @@
 """A folder of pictures, nested as one likes, with captions beside them or in lists; tar shards in it are read, too."""
 
 import os
+from io import FileIO
 from pathlib import Path
 
 from gm.data.prefetch import for_each
 from gm.data.sample import Found, PictureFile, Problem
 from gm.data.sources.captions import listed_captions, text_captions
 from gm.data.sources.headers import PICTURE_SUFFIXES, Headers
-from gm.data.sources.tar import read_tar
+from gm.data.sources.tar import read_tars
 from gm.errors import SuiteError
 
 TAR_SUFFIX = ".tar"
@@ -33,13 +34,12 @@ def read_folder(root: Path, headers: Headers) -> tuple[list[Found], list[Problem
         if name in listed:
             captions = listed[name][0]
         else:
-            stem = os.path.splitext(name)[0]
+            stem = name[: name.rindex(".")]
             captions = _beside(f"{top}/{stem}.txt") if stem in texts else []
         return Found(name, picture, captions, headers.of(picture))
 
     found = for_each(find, pictures, THREADS)
-    for shards in for_each(lambda name: read_tar(root / name, name, headers), tars, THREADS, chunk=1):
-        found += shards
+    found += read_tars([(root / name, name) for name in tars], headers)
     return sorted(found, key=lambda one: one.name), gone
 
 
@@ -52,9 +52,9 @@ def _walk(root: str) -> tuple[list[str], set[str], list[str], list[str]]:
         folders.append(folder)
         above = "" if folder == "." else f"{folder}/"
         for name in files:
-            stem, suffix = os.path.splitext(name)
-            suffix = suffix.lower()
-            if name.startswith("."):
+            stem, dot, suffix = name.rpartition(".")
+            suffix = dot + suffix.lower()
+            if name[0] == "." or not dot:
                 continue
             if suffix in PICTURE_SUFFIXES:
                 pictures.append(above + name)
@@ -67,7 +67,7 @@ def _walk(root: str) -> tuple[list[str], set[str], list[str], list[str]]:
 
 def _beside(path: str) -> list[str]:
     try:
-        with open(path, "rb") as file:
-            return text_captions(file.read(), path)
+        with FileIO(path) as file:
+            return text_captions(file.readall(), path)
     except OSError as error:
         raise SuiteError(f"caption file {path} cannot be read ({error.strerror})") from None

@@ -7,6 +7,8 @@ the notes of the folder, and pictures are read from their place in the shard.
 import os
 import re
 import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,14 @@ from gm.data.sources.captions import json_captions, text_captions
 from gm.data.sources.headers import Headers, from_json, is_picture
 from gm.errors import SuiteError
 
+THREADS = 8  # shards read at once
 CAPTION_READERS = {".txt": text_captions, ".json": json_captions}  # in this order
+
+
+def read_tars(shards: Sequence[tuple[Path, str]], headers: Headers) -> list[Found]:
+    """The pictures of several shards, one after the other; each has its file and what goes before their names."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [one for found in pool.map(lambda shard: read_tar(*shard, headers), shards) for one in found]
 
 
 def read_tar(path: Path, name: str, headers: Headers) -> list[Found]:
@@ -24,9 +33,10 @@ def read_tar(path: Path, name: str, headers: Headers) -> list[Found]:
     Raises:
         SuiteError: no tar, a compressed or truncated one, a caption in it that cannot be read.
     """
-    members = headers.notes.remember(path, f"tar {headers.kind}", lambda path: _index(path, headers))
+    place = os.path.abspath(path)
+    members = headers.notes.remember(place, f"tar {headers.kind}", lambda _: _index(path, headers))
     return [
-        Found(f"{name}/{member}", PictureFile(path, start, length), captions, from_json(size))
+        Found(f"{name}/{member}", PictureFile(place, start, length), captions, from_json(size))
         for member, start, length, captions, size in members
     ]
 
