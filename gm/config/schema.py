@@ -127,6 +127,3 @@ VALIDATION_FLAGS: dict[str, str] = {
     "num_validation_images": "sample.num_images",
     "sample_batch_size": "sample.batch_size",
 }
-
-# Settings that parse but of which this release runs these values only; others are refused. Delete a row to open it.
-NOT_IN_THIS_RELEASE: dict[str, tuple[Any, ...]] = {}

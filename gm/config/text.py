@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from gm.config.aliases import ALIASES
-from gm.config.schema import DOOR_SECTIONS, NOT_IN_THIS_RELEASE, SETTINGS, Config, Setting
+from gm.config.schema import DOOR_SECTIONS, SETTINGS, Config, Setting
 from gm.config.validation import get
 
 SECTION_TITLES = {
@@ -57,11 +57,6 @@ def other_names(setting: Setting) -> list[str]:
     return [name if "." in name else f"--{name}" for name, path in ALIASES.items() if path == setting.path]
 
 
-def only_in_this_release(setting: Setting) -> str:
-    """What is said of a setting of which this release does not run every value."""
-    return f"this release: {' or '.join(shown(value) for value in NOT_IN_THIS_RELEASE[setting.path])} only"
-
-
 def help_text(door: str, usage: str) -> str:
     """The text of ``--help``: the settings of a door, by section, with defaults."""
     lines = [usage.strip(), "", COMMON]
@@ -71,8 +66,7 @@ def help_text(door: str, usage: str) -> str:
             if setting.section != section:
                 continue
             unit = f" [{setting.properties['unit']}]" if "unit" in setting.properties else ""
-            absent = f"; {only_in_this_release(setting)}" if setting.path in NOT_IN_THIS_RELEASE else ""
-            meaning = f"{setting.properties['help']}{unit} (default {shown(setting.default)}{absent})"
+            meaning = f"{setting.properties['help']}{unit} (default {shown(setting.default)})"
             head = f"  --{setting.flag} {kind(setting)}"
             if len(head) >= HELP_COLUMN:
                 lines.append(head)
@@ -103,8 +97,6 @@ def markdown_table() -> str:
             if setting.section != section:
                 continue
             meaning = setting.properties["help"]
-            if setting.path in NOT_IN_THIS_RELEASE:
-                meaning += f"; **{only_in_this_release(setting)}**"
             if other_names(setting):
                 meaning += "; also " + ", ".join(f"`{name}`" for name in other_names(setting))
             value = ", ".join(filter(None, (setting.expected, setting.properties.get("unit"))))

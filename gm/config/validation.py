@@ -3,7 +3,7 @@
 import re
 import sys
 
-from gm.config.schema import NOT_IN_THIS_RELEASE, SETTINGS, Config
+from gm.config.schema import SETTINGS, Config
 from gm.config.sections.training import DiffusionConfig
 from gm.errors import UsageError
 
@@ -64,12 +64,6 @@ def validate(config: Config, door: str = "train") -> None:
     Raises:
         UsageError: naming the flags and the remedy.
     """
-    for path, values in NOT_IN_THIS_RELEASE.items():
-        if get(config, path) not in values:
-            remedy = " or ".join(map(str, values))
-            raise UsageError(
-                f"--{SETTINGS[path].flag} {get(config, path)} is not in this release: leave it at {remedy}"
-            )
     if config.launch.max_device_memory is not None:
         memory_in_gigabytes(config.launch.max_device_memory)
     for path, (needed, remedy) in IDLE_WITHOUT.items():
