@@ -33,10 +33,7 @@ class Noising:
             config.timestep_bias_begin,
             config.timestep_bias_end,
             config.timestep_bias_portion,
-        )
-        outside = np.ones(config.num_train_timesteps, bool)
-        outside[slice(*self._range)] = False
-        self._timestep_weights[outside] = 0.0
+        ) * timesteps.range_mask(config.num_train_timesteps, *self._range)
         self.numbers(np.zeros(1), np.ones(1))  # what cannot work fails here, not in a thread that reads ahead
 
     def noise(self, rng: Rng, shape: tuple[int, int, int], step: int) -> tuple[np.ndarray, np.ndarray]:

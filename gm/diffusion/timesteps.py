@@ -67,9 +67,8 @@ def expert_range(num_train_timesteps: int = 1000, strength: float = 0.2, invert:
     return (boundary, num_train_timesteps) if invert else (0, boundary)
 
 
-def expert_mask(num_train_timesteps: int = 1000, strength: float = 0.2, invert: bool = False) -> np.ndarray:
-    """The timesteps of ``expert_range`` as bool (T,), to multiply on the weights."""
-    begin, end = expert_range(num_train_timesteps, strength, invert)
+def range_mask(num_train_timesteps: int, begin: int, end: int) -> np.ndarray:
+    """The timesteps from ``begin`` up to, and without, ``end`` as bool (T,), to multiply on the weights."""
     timesteps = np.arange(num_train_timesteps)
     return (begin <= timesteps) & (timesteps < end)
 

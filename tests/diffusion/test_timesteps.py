@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gm.diffusion.timesteps import bias_weights, draw, draw_sigmas, expert_mask, expert_range, stratify
+from gm.diffusion.timesteps import bias_weights, draw, draw_sigmas, expert_range, range_mask, stratify
 
 UNIFORM = st.floats(0, 1, exclude_max=True)
 
@@ -60,6 +60,10 @@ def test_impossible_biases_are_refused(arguments, word):
         bias_weights(**arguments)
 
 
+def expert_mask(length: int, strength: float, invert: bool = False) -> np.ndarray:
+    return range_mask(length, *expert_range(length, strength, invert))
+
+
 def test_experts_of_strength_035_meet_at_350():
     second, first = expert_mask(1000, 0.35), expert_mask(1000, 0.35, invert=True)
     np.testing.assert_array_equal(np.flatnonzero(second), np.arange(350))
@@ -78,7 +82,7 @@ def test_experts_are_disjoint_and_complete_and_rounding_is_truncation(thousandth
 @pytest.mark.parametrize("strength", [0.0, 1.0, -0.2, 1.5])
 def test_a_stage_without_timesteps_is_refused(strength):
     with pytest.raises(ValueError, match="strength"):
-        expert_mask(1000, strength)
+        expert_range(1000, strength)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 10])
