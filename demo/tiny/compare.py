@@ -14,8 +14,7 @@ from PIL import Image
 
 from demo.tiny import world
 from demo.tiny.judge import matches
-from gm.config import load
-from gm.config.parsing import take_list
+from gm.config import load_evaluation
 from gm.errors import UsageError, run_door
 
 
@@ -38,8 +37,7 @@ def named(prompt: str) -> tuple[str, str]:
 
 
 def main(arguments: list[str]) -> None:
-    checkpoints, arguments = take_list(arguments, "--checkpoints")
-    config = load(["--save_path", "outputs/compare", *arguments], door="eval", usage=__doc__)
+    config, checkpoints = load_evaluation(arguments, "outputs/compare", __doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from gm.evaluation.run import compare
 

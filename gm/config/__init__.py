@@ -8,12 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gm.config.parsing import read_command_line, resolve
+from gm.config.parsing import read_command_line, resolve, take_list
 from gm.config.schema import Config
 from gm.config.text import help_text, resolved_text
 from gm.config.validation import complete, validate
 
-__all__ = ["Config", "load", "validate"]
+__all__ = ["Config", "load", "load_evaluation", "validate"]
 
 
 def load(
@@ -45,3 +45,10 @@ def load(
         sys.exit(0)
     validate(config, door)
     return config
+
+
+def load_evaluation(arguments: Sequence[str], save_path: str, usage: str = "") -> tuple[Config, list[str]]:
+    """``load`` for tools/eval, which write to ``save_path`` by default -> configuration and ``--checkpoints``."""
+    checkpoints, arguments = take_list(arguments, "--checkpoints")
+    # On the command line, so that it beats what the configuration of a run says about its own pictures.
+    return load(["--save_path", save_path, *arguments], door="eval", usage=usage), checkpoints

@@ -14,15 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gm.config import load
-from gm.config.parsing import take_list
+from gm.config import load_evaluation
 from gm.errors import run_door
 
 
 def main(arguments: list[str]) -> None:
-    checkpoints, arguments = take_list(arguments, "--checkpoints")
-    # On the command line, so that it beats what the configuration of a run says about its own pictures.
-    config = load(["--save_path", "outputs/eval_loss", *arguments], door="eval", usage=__doc__)
+    config, checkpoints = load_evaluation(arguments, "outputs/eval_loss", __doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from gm.evaluation.run import eval_loss
 
