@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from demo.tiny import world
+from gm.config.flags import Parser
 from gm.errors import run_door
-from gm.weights.flags import Parser
 
 FOREGROUND_DISTANCE = 40.0  # from the ground, in RGB: half way to the closest colour there is on any ground
 COLOUR_DISTANCE = 70.0  # to a named colour: a little more than half the least distance between two of them

@@ -7,7 +7,6 @@ commands, printed before they run. The text towers keep random weights: in a wor
 every word has a state of its own. Phases whose result is there are not run again, so it goes on after an interruption.
 """
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from demo.tiny import world
+from gm.config.flags import Parser
 from gm.errors import SuiteError, run_door
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,10 +51,10 @@ def write_untrained(autoencoder: Path, save_path: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of everything in between")
     parser.add_argument("--save_path", type=Path, default=Path("demo/tiny/tiny_sdxl.safetensors"))
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     out = options.out
     autoencoder, untrained, pictures = out / "autoencoder.ckpt", out / "untrained.ckpt", out / "pictures"
     cache, whole = out / "cache", out / "tiny_sdxl.ckpt"

@@ -7,7 +7,6 @@ the full-size job. A phase that is done is not run again unless its command, its
 after an interruption the same command goes on where it was.
 """
 
-import argparse
 import fcntl
 import hashlib
 import json
@@ -30,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from demo.tiny import world
 from gm.config import load
+from gm.config.flags import Parser
 from gm.errors import SuiteError, UsageError, run_door
 from gm.files import write_json, write_text
 
@@ -328,10 +328,10 @@ def tell(summary: dict, out: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="quickstart", description=__doc__.split("\n", 1)[0])
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "quickstart", help="folder of everything it makes")
     parser.add_argument("--fresh", action="store_true", help="do every phase again")
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     out = options.out.resolve()
     if out in (ROOT, *ROOT.parents):
         raise UsageError(f"--out {options.out} holds the repository: name a folder of its own")

@@ -7,7 +7,6 @@ the latents bounded. Most steps see random crops: a quarter of the cost, and the
 latents' spread is folded into the 1x1 convolutions around them, so that SDXL's scale factor holds here as well.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
 from demo.tiny import world
+from gm.config.flags import Parser, positive
 from gm.errors import run_door
 from gm.models.architecture import TINY_SDXL
 from gm.models.autoencoder import Autoencoder, AutoencoderEncoder
@@ -114,13 +114,13 @@ def fold_scale(autoencoder: Autoencoder, pictures: np.ndarray) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--save_path", default="runs/tiny/autoencoder.ckpt")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=positive, default=5000)
     parser.add_argument("--whole_part", type=float, default=0.15, help="part of the steps that see whole pictures")
     parser.add_argument("--learning_rate", type=float, default=1.5e-3)
-    parser.add_argument("--batch_size", type=int, default=16, help="of crops; half of it for whole pictures")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--batch_size", type=positive, default=16, help="of crops; half of it for whole pictures")
+    options = parser.parse(arguments)
     ms.set_context(mode=ms.GRAPH_MODE)
     pictures = draw_pictures(8192, SEED)
     autoencoder = build_autoencoder(TINY_SDXL.autoencoder, seed=SEED)

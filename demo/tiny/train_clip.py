@@ -6,7 +6,6 @@ Of a batch of pictures of different things, each is to be nearest to its own cap
 picture (Radford et al. 2021, arXiv 2103.00020, figure 3).
 """
 
-import argparse
 import shutil
 import sys
 import time
@@ -21,6 +20,7 @@ from safetensors.numpy import save
 from tqdm import tqdm
 
 from demo.tiny import world
+from gm.config.flags import Parser, positive
 from gm.data.tokens import Tokenizers
 from gm.errors import run_door
 from gm.evaluation.clip_score import prepare
@@ -89,10 +89,10 @@ def write(folder: Path, clip: CLIP) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/tiny_clip"))
-    parser.add_argument("--steps", type=int, default=250)
-    options = parser.parse_args(arguments)
+    parser.add_argument("--steps", type=positive, default=250)
+    options = parser.parse(arguments)
     ms.set_context(mode=ms.GRAPH_MODE)
     captions, pictures = draw(SEED)
     (ids,) = Tokenizers.load(TOKENIZER, encoders=(ARCHITECTURE.text,)).encode(captions)

@@ -8,7 +8,6 @@ they share the schedule, so that every timestep is trained on as often as the on
 command, printed before it runs; phases whose result is there are not run again, and an interrupted training goes on.
 """
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from demo.tiny import world
 from demo.tiny.judge import judge
+from gm.config.flags import Parser, positive
 from gm.errors import SuiteError, run_door
 from gm.files import replacing, write_json, write_text
 from gm.sampling.output import contact_sheet
@@ -138,11 +138,11 @@ def draw_grid(out: Path, folders: Sequence[str], wanted: Sequence[world.Prompt])
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/two_experts"), help="folder of everything it makes")
-    parser.add_argument("--start_steps", type=int, default=700, help="of what both sides start from (default 700)")
-    parser.add_argument("--steps", type=int, default=400, help="of training from there, on each side (default 400)")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--start_steps", type=positive, default=700, help="of what both sides start from (default 700)")
+    parser.add_argument("--steps", type=positive, default=400, help="of training from there, each side (default 400)")
+    options = parser.parse(arguments)
     out, steps, wanted = options.out, shares(options.start_steps, options.steps), prompts()
     if not (out / "pictures").exists():
         world.write_folder(out / "pictures", world.finetune_set(seed=0))

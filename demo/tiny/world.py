@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from gm.config.flags import Parser
 from gm.errors import run_door
 from gm.files import replacing, write_text
-from gm.weights.flags import Parser
 
 # Near the corners of the RGB cube: any two are at least 120 (of 442) apart, which survives the VAE and the judge.
 COLOURS = {

@@ -79,11 +79,15 @@ def read_command_line(arguments: Sequence[str], door: str) -> CommandLine:
         elif argument == "--print_config":
             line.print_config = True
         elif not argument.startswith("--"):
+            if argument.startswith("-"):
+                raise UsageError(f"flags have two dashes: write -{argument} (--help lists all)")
             if not has_value:
                 raise UsageError(f"{argument!r} belongs to no flag: write --flag value or section.key=value")
             path = key_path(name, name)
             line.given[path] = Given(value, name, COMMAND_LINE)
         else:
+            if name in ("help", "print_config"):
+                raise UsageError(f"--{name} takes no value: leave {value!r} out")
             path = None if name == "config" else flag_path(name, known)
             if not has_value:
                 value = _next_value(name, SETTINGS.get(path or ""), rest)
@@ -168,7 +172,8 @@ def read_file(path: str, chain: tuple[Path, ...] = ()) -> tuple[Any, dict[str, G
         raise UsageError(f"{path} inherits from itself through {BASE_KEY}")
     if not file.is_file():
         wanted = f"{BASE_KEY} of {chain[-1]}" if chain else "--config"
-        raise UsageError(f"no such file: {path} ({wanted})")
+        beside = [str(file.with_name(other.name)) for other in file.parent.glob("*.yaml")]
+        raise UsageError(f"no such file: {path} ({wanted}){nearest(path, beside)}")
     try:
         tree = OmegaConf.load(file)
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:

@@ -82,7 +82,7 @@ def merge(
         SuiteError: an additional file has a key that the base lacks, or in another shape; or an input is broken.
         UsageError: the output would overwrite an input.
     """
-    target = Path(save_path) if save_path else default_save_path(base)
+    target = default_save_path(base) if save_path is None else Path(save_path)
     refuse_overwriting(target, [base, *additional])
     output = FORMATS.get(target.suffix, "ckpt")
     check_ending(target, output)

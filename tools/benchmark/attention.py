@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import gm  # noqa: F401  (sets the environment that MindSpore reads)
+from gm.config.flags import Parser, positive
 from gm.errors import SuiteError, UsageError, run_door
 
 WIDTH = 64  # of a head
@@ -152,13 +153,13 @@ def rise(name: str, kind: str, text: str) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--shapes", nargs="+", help="heads x queries x keys")
-    parser.add_argument("--rounds", type=int, default=9, help="turns to take the median of")
+    parser.add_argument("--rounds", type=positive, default=9, help="turns to take the median of")
     parser.add_argument("--pieces", type=int, nargs="+", default=PIECES, help="exponents n of the sizes 2^n")
     parser.add_argument("--memory", action="store_true", help="measure memory, not time")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     if options.measure:
         print(rise(*options.measure))
         return

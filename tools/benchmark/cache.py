@@ -18,6 +18,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -32,9 +33,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gm.config import Config
+from gm.config.flags import Parser, positive
 from gm.data import cache, cache_work
 from gm.data.batches import Batches
-from gm.errors import run_door
+from gm.errors import UsageError, run_door
 
 WARM_UP = 2  # batches or steps that do not count
 
@@ -111,8 +113,9 @@ def build(options: argparse.Namespace, root: Path) -> None:
     """Seconds of the encoder alone, of the cache of as many pictures, and their ratio."""
     config = configuration(root, options.resolution, workers=options.workers)
     config.cache.text_embedding = False
-    width, height = map(int, options.size.split("x"))
-    draw(root / "pictures", options.pictures, (width, height))
+    if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", options.size)):
+        raise UsageError(f"--size takes width x height, such as 640x512, not {options.size!r}")
+    draw(root / "pictures", options.pictures, (int(match[1]), int(match[2])))
     if options.encoder == "device":
         encoders = Device(options.seconds)
     else:
@@ -242,24 +245,24 @@ TASKS = {"build": build, "read": read, "step": step, "entries": entries, "opened
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("task", choices=list(TASKS)[:-1], metavar="{build,read,step,entries}")
     parser.add_argument("--folder", help="where to write, and leave what was made; default: a temporary folder")
-    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--pictures", type=positive, default=256)
     parser.add_argument("--size", default="640x512", help="of the pictures that are drawn")
-    parser.add_argument("--resolution", type=int, default=256, help="they are framed at")
+    parser.add_argument("--resolution", type=positive, default=256, help="they are framed at")
     parser.add_argument("--encoder", choices=("device", "sdxl", "tiny"), default="device")
     parser.add_argument("--seconds", type=float, default=0.05, help="a device takes for a picture")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--threads", type=int, help="cores the networks keep to")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=positive, default=2)
+    parser.add_argument("--threads", type=positive, help="cores the networks keep to")
+    parser.add_argument("--batch", type=positive, default=4)
+    parser.add_argument("--steps", type=positive, default=30)
+    parser.add_argument("--rounds", type=positive, default=3)
     if arguments[:1] == ["opened"]:
-        options = parser.parse_args(["entries", *arguments[1:]])
+        options = parser.parse(["entries", *arguments[1:]])
         opened(options, Path(options.folder))
         return
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     logging.basicConfig(level=logging.WARNING)
     with contextlib.ExitStack() as stack:
         root = Path(options.folder or stack.enter_context(tempfile.TemporaryDirectory()))

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from training_step import FIGURES, Process, tell
 
 import gm  # noqa: F401  (sets the environment that MindSpore reads)
+from gm.config.flags import Parser, positive
 from gm.errors import SuiteError, run_door
 from gm.weights.files import open_weights
 
@@ -136,18 +137,18 @@ def compare(options: argparse.Namespace, shared: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--weight", default=str(WEIGHT), help="a whole SDXL model; the shipped tiny one by default")
     parser.add_argument("--tokenizer", default=str(ROOT / "demo/tiny/tokenizer"), help="its vocabulary")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
-    parser.add_argument("--sample_step", type=int, default=20)
-    parser.add_argument("--batches", type=int, default=3, help="batches of a turn, after one that does not count")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each")
+    parser.add_argument("--batch_size", type=positive, default=8)
+    parser.add_argument("--size", type=positive, default=64, help="height and width in pixels")
+    parser.add_argument("--sample_step", type=positive, default=20)
+    parser.add_argument("--batches", type=positive, default=3, help="batches of a turn, after one that does not count")
+    parser.add_argument("--rounds", type=positive, default=3, help="turns of each")
     parser.add_argument("--serve", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     if options.serve:
         serve(options)
         return

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from contestants import CONTESTANTS, MODELS
 
 import gm  # noqa: F401  (sets the environment that MindSpore reads)
+from gm.config.flags import Parser, positive
 from gm.errors import SuiteError, run_door
 
 FIGURES = ("first_seconds", "step_seconds", "peak_gigabytes")
@@ -152,16 +153,16 @@ def restart(python: str, model: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--model", choices=MODELS, default="tiny")
-    parser.add_argument("--steps", type=int, default=10, help="steps of a turn, after one that does not count")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each")
+    parser.add_argument("--steps", type=positive, default=10, help="steps of a turn, after one that does not count")
+    parser.add_argument("--rounds", type=positive, default=3, help="turns of each")
     parser.add_argument("--pythons", nargs="+", default=[sys.executable], help="interpreters of the environments")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="CONTESTANT")
     parser.add_argument("--restart", action="store_true", help="time a first and a second start with the compile cache")
     parser.add_argument("--serve", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--compile_cache", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     if options.serve:
         serve(options.serve, options.model, options.compile_cache)
     elif options.restart:

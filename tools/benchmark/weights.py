@@ -9,7 +9,6 @@ and the input is dropped from the page cache (``--warm`` keeps it there instead)
 does not, so both ratios are printed: to ``cp`` alone and to ``cp`` followed by ``sync`` of the copy.
 """
 
-import argparse
 import json
 import math
 import os
@@ -26,6 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from gm.config.flags import Parser, positive
 from gm.errors import SuiteError, run_door
 from gm.files import replacing
 from gm.models.architecture import TINY_SDXL, ModelArchitecture, UNetArchitecture
@@ -256,13 +256,13 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--measure_load"]:
         return print(json.dumps(measure_load(Path(arguments[1]))))
     names = [*tasks(Path(), Path(), Path()), "load"]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--folder", required=True, help="where to work; needs 5 times the size of the model")
     parser.add_argument("--model", choices=MODELS, default="sdxl-base")
     parser.add_argument("--tasks", nargs="+", choices=names, default=names)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=positive, default=1)
     parser.add_argument("--warm", action="store_true", help="inputs are in the page cache, instead of on the disk")
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     folder = Path(options.folder) / "weights_benchmark"
     folder.mkdir(parents=True)
     try:

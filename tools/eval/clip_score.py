@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from gm.config.flags import Parser, positive
 from gm.errors import run_door
-from gm.weights.flags import Parser
 
 
 def main(arguments: list[str]) -> None:
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--tokenizer", metavar="FOLDER", help="CLIP's vocab.json and merges.txt, if not beside its weights"
     )
-    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="pictures at once (default 8)")
+    parser.add_argument("--batch_size", type=positive, default=8, metavar="N", help="pictures at once (default 8)")
     parser.add_argument("--save_path", metavar="FILE", help="default: clip_score.json in the folder")
     values = parser.parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     from gm.evaluation.clip_score import ClipScorer
 
     folder = Path(values.data_path)
-    scorer = ClipScorer.load(values.weight, values.tokenizer, max(1, values.batch_size))
+    scorer = ClipScorer.load(values.weight, values.tokenizer, values.batch_size)
     scores, found = pictures.score_folder(scorer, folder, values.prompt)
     names, prompts = [one.name for one in found], [one.prompt for one in found]
     print("\n".join(pictures.table(scores, names, prompts)))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from gm.config.flags import Parser
 from gm.errors import UsageError, run_door
 from gm.weights.convert import ckpt_to_safetensors, safetensors_to_ckpt
 from gm.weights.dtypes import FLAG_TAGS
-from gm.weights.flags import Parser
 from gm.weights.folder import ckpt_to_diffusers, diffusers_to_ckpt
 
 # task: what it does, the flag of its input, the flag of its output

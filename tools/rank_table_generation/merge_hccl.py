@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from gm.config.flags import Parser
 from gm.errors import run_door
 from gm.parallel import rank_table
-from gm.weights.flags import Parser
 
 
 def main(arguments: list[str]) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from gm.config.flags import Parser
 from gm.errors import run_door
 from gm.weights.dtypes import FLAG_TAGS
-from gm.weights.flags import Parser
 from gm.weights.merge import merge
 
 

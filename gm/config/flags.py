@@ -1,4 +1,4 @@
-"""Command lines of the weight tools: argparse, with errors in one line and the nearest flag for a misspelt one."""
+"""Command lines of tools without a configuration: argparse, with errors of one line that name the nearest flag."""
 
 import argparse
 from collections.abc import Sequence
@@ -35,3 +35,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}: see --help")
+
+
+def positive(text: str) -> int:
+    """The ``type`` of an argument that is a whole number of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is needed, not {text!r}")
+    return number
