@@ -1,6 +1,7 @@
 """What every test stands on: MindSpore's settings before its import, and examples that come out the same each time."""
 # ruff: noqa: E402  (cores and variables must be set before the imports)
 
+import importlib.util
 import os
 
 worker = os.environ.get("PYTEST_XDIST_WORKER", "")
@@ -14,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reached the network 
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -27,6 +29,19 @@ from gm.weights.keys import expected_shapes
 # Compiling a graph takes seconds, so a deadline per example would measure the machine.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def load_door():
+    """Import a file that is part of no package, such as ``tools/docs/sharding.py``."""
+
+    def load(path: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(Path(path).stem, Path(__file__).resolve().parents[1] / path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

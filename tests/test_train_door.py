@@ -1,6 +1,5 @@
 """train.py: quick to answer, one line for every error, and each task handed to its room."""
 
-import importlib.util
 import subprocess
 import sys
 import time
@@ -24,11 +23,8 @@ def run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def door():
-    spec = importlib.util.spec_from_file_location("train_door", TRAIN)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def door(load_door):
+    return load_door("train.py")
 
 
 def test_help_is_quick_and_shows_the_commands():

@@ -17,6 +17,23 @@ def samples(config):
 
 
 @pytest.fixture
+def take_step(config, samples, encoders, tokenizers):
+    """All samples of an optimizer step, in order, however the step is divided."""
+
+    def take_step(step, per_rank, size, accumulation):
+        config.data.per_batch_size = per_rank
+        config.optim.gradient_accumulation_steps = accumulation
+        parts = []
+        for rank in range(size):
+            options = {"cursor": (0, step), "rank": rank, "size": size}
+            with Batches(config, samples, None, encoders, tokenizers, **options) as batches:
+                parts.append(take(batches, accumulation))
+        return joined([parts[rank][turn] for turn in range(accumulation) for rank in range(size)])
+
+    return take_step
+
+
+@pytest.fixture
 def opened(config, encoders, tokenizers):
     """Open batches from pictures or, once the cache is built, from it; all are closed at the end."""
     every = []
@@ -113,18 +130,8 @@ def test_latents_and_texts_may_be_cached_apart(config, opened, encoders, tokeniz
 
 @FRESH
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2))
-def test_ranks_and_accumulation_divide_the_same_step(config, samples, encoders, tokenizers, batch, ranks, turns, step):
-    def take_step(per_rank, size, accumulation):
-        config.data.per_batch_size = per_rank
-        config.optim.gradient_accumulation_steps = accumulation
-        parts = []
-        for rank in range(size):
-            options = {"cursor": (0, step), "rank": rank, "size": size}
-            with Batches(config, samples, None, encoders, tokenizers, **options) as batches:
-                parts.append(take(batches, accumulation))
-        return joined([parts[rank][turn] for turn in range(accumulation) for rank in range(size)])
-
-    assert_equal([take_step(batch, ranks, turns)], [take_step(batch * ranks * turns, 1, 1)])
+def test_ranks_and_accumulation_divide_the_same_step(take_step, batch, ranks, turns, step):
+    assert_equal([take_step(step, batch, ranks, turns)], [take_step(step, batch * ranks * turns, 1, 1)])
 
 
 @FRESH
@@ -213,25 +220,13 @@ def test_several_captions_take_turns(config, opened, encoders, tokenizers, pictu
 
 @FRESH
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 4))
-def test_strata_are_those_of_the_whole_step_however_it_is_divided(
-    config, samples, encoders, tokenizers, batch, ranks, turns, step
-):
+def test_strata_are_those_of_the_whole_step_however_it_is_divided(config, take_step, batch, ranks, turns, step):
     """With what fades by the step as well, from any cursor."""
     config.diffusion.stratified_timesteps = True
     config.diffusion.input_perturbation, config.diffusion.input_perturbation_steps = 0.1, 5
 
-    def take_step(per_rank, size, accumulation):
-        config.data.per_batch_size = per_rank
-        config.optim.gradient_accumulation_steps = accumulation
-        parts = []
-        for rank in range(size):
-            options = {"cursor": (0, step), "rank": rank, "size": size}
-            with Batches(config, samples, None, encoders, tokenizers, **options) as batches:
-                parts.append(take(batches, accumulation))
-        return joined([parts[rank][turn] for turn in range(accumulation) for rank in range(size)])
-
-    whole = take_step(batch * ranks * turns, 1, 1)
-    assert_equal([take_step(batch, ranks, turns)], [whole])
+    whole = take_step(step, batch * ranks * turns, 1, 1)
+    assert_equal([take_step(step, batch, ranks, turns)], [whole])
     real = np.flatnonzero(whole["weight"])
     assert sorted(np.floor(whole["timesteps"][real] * len(real) / 1000 + 1e-6)) == list(range(len(real)))
 

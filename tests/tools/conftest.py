@@ -1,8 +1,5 @@
 """The weight tools, called as a user calls them, and small models for them."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,17 +8,13 @@ from gm.models.architecture import TINY_SDXL
 from gm.weights.ckpt import save_ckpt
 from gm.weights.keys import expected_shapes
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
-def run(capsys):
+def run(capsys, load_door):
     """Call a tool's main through its door in this process -> exit code, stdout, stderr."""
 
     def call(tool: str, *arguments: object):
-        spec = importlib.util.spec_from_file_location(Path(tool).stem, ROOT / tool)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_door(tool)
         capsys.readouterr()
         with pytest.raises(SystemExit) as leave:
             run_door(module.main, [str(argument) for argument in arguments])

@@ -139,6 +139,7 @@ def test_merge_takes_only_what_fits(run, files, name, words):
         ("symbolic.ckpt", "same file"),
         ("hard.ckpt", "same file"),
         ("nothing", "is a folder"),
+        ("", "needs --weight_ms"),
     ],
 )
 def test_an_output_is_never_an_input(run, files, target, words):
@@ -188,6 +189,15 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(run, files):
         )
         assert not os.path.lexists(stand_in)
         assert Path("out.ckpt").read_bytes() == b"old"
+
+
+def test_an_empty_output_is_no_missing_one(run, files):
+    """A variable of a script that was never set."""
+    code, error = told(
+        run, files, MERGE, "--base_weight=model.ckpt", "--additional_weights", "unet.ckpt", "--save_path="
+    )
+    assert code == 2
+    assert "is a folder: give the name of a file in it" in error
 
 
 def test_a_dry_run_writes_nothing(run, files):

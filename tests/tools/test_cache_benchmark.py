@@ -1,20 +1,13 @@
 """The benchmark of the cache runs, on so little that its figures mean nothing."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[2] / "tools/benchmark/cache.py"
-
 
 @pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("cache_benchmark", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark(load_door):
+    return load_door("tools/benchmark/cache.py")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The benchmark of the weight tools runs, and what it measures of loading keeps its promise."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,11 +11,8 @@ TOOL = Path(__file__).resolve().parents[2] / "tools/benchmark/weights.py"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("weights_benchmark", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark(load_door):
+    return load_door("tools/benchmark/weights.py")
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """The table of what fits on how many devices."""
 
-import importlib.util
 from pathlib import Path
 
 from gm.config import load
@@ -10,10 +9,8 @@ from gm.training.capacity import DEVICES, table
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_documentation_has_todays_table():
-    spec = importlib.util.spec_from_file_location("sharding_tool", ROOT / "tools" / "docs" / "sharding.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+def test_the_documentation_has_todays_table(load_door):
+    tool = load_door("tools/docs/sharding.py")
     page = tool.PAGE.read_text(encoding="utf-8")
     assert tool.updated(page) == page
 
