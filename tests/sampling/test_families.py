@@ -18,12 +18,12 @@ from gm.weights.folder import ckpt_to_diffusers
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from tests.sampling.reference import assert_same_pictures, scheduler  # noqa: E402
+
 pytestmark = [pytest.mark.reference, pytest.mark.slow]
 
 TOKENIZER = Path(__file__).parents[2] / "demo/tiny/tokenizer"
 REQUESTS = [Request("a red circle on grey", 42, "blue"), Request("two green squares", 7)]
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-LEVELS = 1 / 8  # of 255: half a level flips few of the pixels
 
 
 @pytest.fixture
@@ -44,34 +44,21 @@ def our_pipeline(folder: Path, prediction_type: str = "epsilon") -> Pipeline:
     return Pipeline.from_weights(folder, tokenizers, alphas_cumprod(betas()), prediction_type)
 
 
-def their_pipeline(kind, folder: Path, scheduler: str, **options):
+def their_pipeline(kind, folder: Path, sampler: str, **options):
     pipeline = kind.from_pretrained(folder)
-    pipeline.scheduler = getattr(diffusers, scheduler).from_config(
-        {**SCHEDULE, "clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "leading", **options}
-    )
+    pipeline.scheduler = scheduler(sampler, timestep_spacing="leading", **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def assert_same_pictures(ours, theirs):
-    for one, other in zip(ours, theirs, strict=True):
-        one, other = (np.asarray(picture, np.float64) for picture in (one, other))
-        assert one.std() > 5  # not a flat picture, which would say nothing
-        assert np.abs(one - other).mean() <= LEVELS
-
-
 @pytest.mark.parametrize(
-    ("family", "sampler", "scheduler", "prediction_type"),
-    [
-        ("sd-1", "euler", "EulerDiscreteScheduler", "epsilon"),
-        ("sd-2", "ddim", "DDIMScheduler", "v_prediction"),
-    ],
+    ("family", "sampler", "prediction_type"), [("sd-1", "euler", "epsilon"), ("sd-2", "ddim", "v_prediction")]
 )
-def test_stable_diffusion_1_and_2_draw_what_diffusers_draws(folder_of, family, sampler, scheduler, prediction_type):
+def test_stable_diffusion_1_and_2_draw_what_diffusers_draws(folder_of, family, sampler, prediction_type):
     folder = folder_of(family)
     settings = Settings(sampler, 8, guidance_scale=6.0, height=64, width=64)
     ours = our_pipeline(folder, prediction_type).sample(REQUESTS, settings, batch_size=2)
-    pipeline = their_pipeline(diffusers.StableDiffusionPipeline, folder, scheduler, prediction_type=prediction_type)
+    pipeline = their_pipeline(diffusers.StableDiffusionPipeline, folder, sampler, prediction_type=prediction_type)
     expected = pipeline(
         [request.prompt for request in REQUESTS],
         negative_prompt=[request.negative_prompt for request in REQUESTS],
@@ -96,7 +83,7 @@ def test_the_refiner_makes_of_a_picture_what_diffusers_makes_of_it(folder_of, mo
         "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img.randn_tensor",
         lambda *_, **__: noise,
     )
-    pipeline = their_pipeline(diffusers.StableDiffusionXLImg2ImgPipeline, folder, "EulerDiscreteScheduler")
+    pipeline = their_pipeline(diffusers.StableDiffusionXLImg2ImgPipeline, folder, "euler")
     expected = pipeline(
         REQUESTS[1].prompt,
         image=start,

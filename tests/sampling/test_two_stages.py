@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import mindspore as ms
-import numpy as np
 import pytest
 
 from gm.config.sections.data import ModelConfig
@@ -20,23 +19,12 @@ from gm.weights.folder import ckpt_to_diffusers
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from tests.sampling.reference import assert_same_pictures, scheduler  # noqa: E402
+
 pytestmark = [pytest.mark.reference, pytest.mark.slow]
 
 TOKENIZER = Path(__file__).parents[2] / "demo/tiny/tokenizer"
 REQUESTS = [Request("a red circle on grey", 42), Request("two green squares", 7)]
-SCHEDULE = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
-    "clip_sample": False, "set_alpha_to_one": False,
-}  # fmt: skip
-SCHEDULERS = {
-    "euler": "EulerDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "ddim": "DDIMScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "lms": "LMSDiscreteScheduler",
-}
-LEVEL = 1 / 8  # mean difference in levels of 255
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +54,6 @@ def theirs(folders):
     return base, refiner
 
 
-def scheduler(name: str, **options):
-    return getattr(diffusers, SCHEDULERS[name]).from_config({**SCHEDULE, **options})
-
-
 def go_on(used) -> None:
     """Have a scheduler go on in the next pipeline where it stands, in the middle of its memory or of a step."""
     used.set_timesteps = lambda *_, **__: None
@@ -82,13 +66,6 @@ def our_pipeline(networks, folders, kinds=("epsilon", "epsilon"), zero_terminal=
     tokenizers = [Tokenizers.of(ModelConfig(weight=str(folder))) for folder in folders]
     second = Expert(networks[1], tokenizers[1], abar, kinds[1])
     return Pipeline(networks[0], tokenizers[0], abar, kinds[0], second)
-
-
-def assert_same_pictures(ours, theirs) -> None:
-    for one, other in zip(ours, theirs, strict=True):
-        one, other = (np.asarray(picture, np.float64) for picture in (one, other))
-        assert one.std() > 5  # not a flat picture, which would say nothing
-        assert np.abs(one - other).mean() <= LEVEL
 
 
 def common(settings: Settings) -> dict:

@@ -6,6 +6,9 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
+from PIL import Image
+
+from gm.config import Config
 
 CONTEXT, POOLED, NUMBERS = 6, 4, 6
 
@@ -77,3 +80,24 @@ def small_unet():
 @pytest.fixture
 def make_batch():
     return batch_of
+
+
+@pytest.fixture
+def picture_config(tmp_path):
+    """Make a configuration of training from four pictures of a size, two at a time."""
+
+    def make(width: int, height: int) -> Config:
+        config = Config()
+        rng = np.random.default_rng(0)
+        pictures = tmp_path / "pictures"
+        pictures.mkdir()
+        for index, caption in enumerate(["a red circle", "two green squares", "a blue circle on grey", "black"]):
+            Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(pictures / f"{index}.png")
+            (pictures / f"{index}.txt").write_text(caption)
+        config.data.path, config.data.resolution, config.data.per_batch_size = str(pictures), width, 2
+        config.model.weight, config.model.tokenizer = str(tmp_path / "model.ckpt"), "demo/tiny/tokenizer"
+        config.cache.path, config.cache.dtype = str(tmp_path / "cache"), "fp32"
+        config.train.save_path, config.train.run_name = str(tmp_path), "run"
+        return config
+
+    return make

@@ -3,7 +3,6 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from PIL import Image
 
 from gm.config import Config
 from gm.data import cache
@@ -23,21 +22,12 @@ pytestmark = [pytest.mark.reference, pytest.mark.slow]
 
 
 @pytest.fixture
-def config(tmp_path) -> Config:
-    """Two cached steps on four pictures."""
-    config = Config()
-    rng = np.random.default_rng(0)
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for index, caption in enumerate(["a red circle", "two green squares", "a blue circle on grey", "black"]):
-        Image.fromarray(rng.integers(0, 256, (80, 64, 3), np.uint8)).save(pictures / f"{index}.png")
-        (pictures / f"{index}.txt").write_text(caption)
-    config.data.path, config.data.resolution, config.data.per_batch_size = str(pictures), 64, 2
+def config(picture_config) -> Config:
+    """Two cached steps."""
+    config = picture_config(64, 80)
     config.data.aesthetic_score = 7.0
-    config.model.weight, config.model.tokenizer = str(tmp_path / "model.ckpt"), "demo/tiny/tokenizer"
-    config.cache.path, config.cache.dtype = str(tmp_path / "cache"), "fp32"
     config.cache.latent = config.cache.text_embedding = True
-    config.train.save_path, config.train.run_name, config.train.max_train_steps = str(tmp_path), "run", 2
+    config.train.max_train_steps = 2
     return config
 
 
