@@ -7,6 +7,7 @@ from gm.errors import SuiteError
 Size = tuple[int, int]  # height, width or top, left
 EMBEDDERS = "conditioner.embedders."  # what the keys of SDXL's text towers begin with, before their number
 COND_STAGE = "cond_stage_model."  # the same of the one text tower of SD 1.x and 2.x
+SDXL_SCALE_FACTOR, SD_SCALE_FACTOR = 0.13025, 0.18215  # of latents: of SDXL's autoencoder, and that of SD 1.x and 2.x
 HEAD_WIDTH = 64  # of every attention in the family but the UNet of SD 1.x, which has 8 heads at every width
 
 
@@ -53,7 +54,7 @@ class AutoencoderArchitecture:
     latent_channels: int = 4
     channels: tuple[int, ...] = (128, 256, 512, 512)
     blocks_per_level: int = 2
-    scale_factor: float = 0.13025
+    scale_factor: float = SDXL_SCALE_FACTOR
 
     @property
     def norm_groups(self) -> int:
@@ -182,7 +183,7 @@ class ModelArchitecture:
         """What latents are multiplied by for the UNet; known even of a file without its autoencoder."""
         if self.autoencoder is not None:
             return self.autoencoder.scale_factor
-        return 0.18215 if self.name in ("sd-1", "sd-2") else 0.13025
+        return SD_SCALE_FACTOR if self.name in ("sd-1", "sd-2") else SDXL_SCALE_FACTOR
 
 
 def size_numbers(count: int, original: Size, crop: Size, target: Size, aesthetic_score: float) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """The few layers every network is made of, with the parameter names of the original checkpoints (weight, bias).
 
-Each picks the formulation that measured fastest per device; ``docs/performance.md`` has the figures and the command.
+Each picks the formulation that measured fastest per device; ``docs/performance.md`` says what was tried.
 All compute in the dtype of the tensor they take, and return it; norms compute in float32. ``gm.models.precision`` says
 which dtype that is. Pictures and latents are (B, C, H, W), token states (B, N, C).
 """

@@ -7,6 +7,7 @@ from gm.errors import SuiteError
 from gm.models.architecture import (
     COND_STAGE,
     EMBEDDERS,
+    SD_SCALE_FACTOR,
     AutoencoderArchitecture,
     ModelArchitecture,
     TextEncoderArchitecture,
@@ -16,7 +17,6 @@ from gm.weights.keys import AUTOENCODER, UNET
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-SD_SCALE_FACTOR = 0.18215  # of the latents of SD 1.x and 2.x; SDXL's is the default of AutoencoderArchitecture
 SIZE_EMBEDDING = 256  # channels per size number
 SD_CHANNELS = (320, 640, 1280, 1280)
 

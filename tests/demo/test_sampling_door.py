@@ -48,11 +48,12 @@ def weight(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn(weight, tmp_path_factory):
-    """The same command twice, into two folders."""
+    """The same command twice, into two folders; the second time with the graphs of the first."""
     folder = tmp_path_factory.mktemp("drawn")
     prompts = folder / "prompts.txt"
     prompts.write_text(PROMPTS)
     words = [*TINY, "--weight", str(weight), "--sample_step", "3", "--num_images", "2", "--batch_size", "3"]
+    words += ["--compile_cache", str(folder / "graphs")]
     for name in ("one", "two"):
         latents = ("--save_latent", str(folder / f"{name}.npy"))
         done = call([*words, "--prompt", str(prompts), "--save_path", str(folder / name), *latents])

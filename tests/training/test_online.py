@@ -1,5 +1,6 @@
 """Training from pictures: one graph or several, from the cache or not, with the text encoders or without."""
 
+import shutil
 from dataclasses import replace
 
 import mindspore as ms
@@ -134,11 +135,13 @@ def test_text_encoders_are_trained_saved_resumed_and_merged(config, weight, monk
     config.train.text_encoders, config.launch.multi_graph = True, True  # which training them overrides
     config.optim.use_ema = True
     train(config)
-    config.train.run_name, config.train.max_train_steps = "resumed", 2
-    train(config)
-    config.train.max_train_steps, config.train.resume = 3, "latest"
-    train(config)
     whole, resumed = tmp_path / "run", tmp_path / "resumed"
+    for part in ("state/step_2", "weights/unet_2.ckpt", "weights/unet_ema_2.ckpt", "metrics.jsonl"):
+        (resumed / part).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if part.startswith("state") else shutil.copy)(whole / part, resumed / part)
+    (resumed / "latest").write_text("step_2\n")  # as if it had ended there
+    config.train.run_name, config.train.resume = "resumed", "latest"
+    train(config)
     for name in ("weights/unet_3.ckpt", "weights/unet_ema_3.ckpt", "state/step_3/optimizer.ckpt"):
         assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
     assert [line["loss"] for line in metrics.read(whole / "metrics.jsonl")] == [
