@@ -149,9 +149,9 @@ class Work:
                 for key, reason in batch.refused.items():
                     log.warning("cache: %s %s left out: %s", self.one, self.named(key), reason)
                 refused |= batch.refused
-                parts = self.encode(*batch.arrays) if batch.keys else {}
+                parts = self._stored(self.encode(*batch.arrays), batch.keys) if batch.keys else {}
                 for row, key in enumerate(batch.keys):
-                    entries[key] = {name: self._stored(values[row], key) for name, values in parts.items()}
+                    entries[key] = {name: values[row] for name, values in parts.items()}
                 self._look_for_room(entries)
                 count = len(batch.keys) + len(batch.refused)
                 made += count
@@ -169,16 +169,23 @@ class Work:
         self.store.write(shard.label, entries, refused)
         claims.drop(shard.name)
 
-    def _stored(self, value: np.ndarray, key: str) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            stored = np.asarray(value).astype(self.dtype)
-        if not np.isfinite(stored).all():
-            lossless = np.isfinite(value).all()
-            remedy = "use --cache_dtype fp32" if lossless else "check the weights and the precision of the encoders"
-            raise SuiteError(
-                f"{self.one} {self.named(key)} encodes to values that are not numbers in {stored.dtype}: {remedy}"
-            )
-        return stored
+    def _stored(self, parts: Mapping[str, np.ndarray], keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """The parts as they are kept, without what only filled the batch up."""
+        kept = {}
+        for name, values in parts.items():
+            values = np.asarray(values)[: len(keys)]
+            with np.errstate(over="ignore"):
+                kept[name] = values.astype(self.dtype)
+            finite = np.isfinite(kept[name])
+            if not finite.all():
+                row = int(np.argwhere(~finite)[0][0])
+                lossless = np.isfinite(values[row]).all()
+                remedy = "use --cache_dtype fp32" if lossless else "check the weights and the precision of the encoders"
+                raise SuiteError(
+                    f"{self.one} {self.named(keys[row])} encodes to values that are not numbers in "
+                    f"{kept[name].dtype}: {remedy}"
+                )
+        return kept
 
     def _look_for_room(self, entries: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Once the first entries say how large they are. Raises SuiteError rather than fill the disk for hours."""

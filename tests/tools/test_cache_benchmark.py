@@ -15,7 +15,11 @@ def benchmark(load_door):
     [
         (("build", "--seconds", "0.001", "--rounds", "1", "--resolution", "64"), r"ratio \d+\.\d+"),
         (("read", "--resolution", "64"), r"second epoch, 2 workers: \d+ samples/s of 64 px"),
-        (("entries",), r"first start, 24 pictures: \d\.\d s to scan and open"),
+        (("entries",), r"first start, 24 pictures: \d\.\d s \(\d\.\d s of a core\) to scan and open"),
+        (
+            ("scan", "--size", "64x48"),
+            r"(?s)first scan of pictures, 24 samples: \d.*second scan of tars, 24 samples: \d",
+        ),
     ],
 )
 def test_it_runs_and_leaves_nothing(benchmark, capsys, monkeypatch, tmp_path, task, figures):

@@ -1,16 +1,19 @@
-"""Time the cache: made against its encoder alone, read against what a step needs, and opened with many entries.
+"""Time the cache: made against its encoder alone, read against what a step needs, and opened with many entries; and the
+scan of many pictures that comes before.
 
     python tools/benchmark/cache.py build --encoder device --pictures 512 --size 2048x1536 --resolution 1024 --workers 2
     python tools/benchmark/cache.py build --encoder sdxl --pictures 32 --size 640x512 --resolution 256
     python tools/benchmark/cache.py read --pictures 1000 --resolution 1024 --batch 4
     python tools/benchmark/cache.py step --steps 30
     python tools/benchmark/cache.py entries --pictures 100000
+    python tools/benchmark/cache.py scan --pictures 100000 --size 64x48
 
 ``build`` encodes batches that are ready, then makes the cache of as many pictures, with one and the same encoder: the
 autoencoder of SDXL or of the tiny SDXL with random weights, or a ``device`` that takes ``--seconds`` a picture and
 leaves the processor alone, as an accelerator does. ``read`` goes through epochs of whole training batches. ``step``
 trains the tiny SDXL from pictures and from their cache. ``entries`` makes as many small entries from pictures of 16x16
-and opens them in a fresh process; with ``--folder`` they stay there for the next time.
+and opens them in a fresh process; with ``--folder`` they stay there for the next time. ``scan`` looks for the first
+time, and then again, at JPEGs with captions beside them, as files and in ten tar shards.
 """
 
 import argparse
@@ -22,6 +25,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import zlib
@@ -34,7 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gm.config import Config
 from gm.config.flags import Parser, positive
-from gm.data import cache, cache_work
+from gm.config.sections.data import DataConfig
+from gm.data import cache, cache_work, datasets, notes
 from gm.data.batches import Batches
 from gm.errors import UsageError, run_door
 
@@ -206,8 +211,9 @@ def entries(options: argparse.Namespace, root: Path) -> None:
     for turn in ("first", "second"):
         command = [sys.executable, __file__, "opened", "--folder", str(root)]
         told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(f"{turn} start, {told['entries']} pictures: {told['open']:.1f} s to scan and open,", end=" ")
-        print(f"{told['first']:.2f} s to the first batch of 4, {told['own'] - told['idle']:.0f} MB of memory")
+        print(f"{turn} start, {told['entries']} pictures: {told['open']:.1f} s", end=" ")
+        print(f"({told['processor']:.1f} s of a core) to scan and open, {told['first']:.2f} s", end=" ")
+        print(f"to the first batch of 4, {told['own'] - told['idle']:.0f} MB of memory")
         print(f"  latent and text of a random sample: {told['median']:.3f} ms, 99 of 100 within {told['worst']:.3f} ms")
 
 
@@ -215,9 +221,9 @@ def opened(options: argparse.Namespace, root: Path) -> None:
     """The fresh process of ``entries``."""
     memory = [megabytes()]
     config, encoders = configuration(root, 64, 4), Device(states=(64, 32))
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
     found = cache.open(config, None, encoders, Words())
-    opening = time.perf_counter() - begun
+    opening, used = time.perf_counter() - begun, time.process_time() - used
     begun = time.perf_counter()
     with Batches(config, found.samples, found, encoders, Words()) as batches:
         next(batches)
@@ -230,9 +236,40 @@ def opened(options: argparse.Namespace, root: Path) -> None:
         found.text(sample.captions[0])
         seconds.append(time.perf_counter() - begun)
     milliseconds = 1000 * np.quantile(seconds, [0.5, 0.99])
-    keys = ("entries", "open", "first", "idle", "own", "median", "worst")
-    values = (len(found.samples), opening, first, *memory, megabytes(), *milliseconds)
+    keys = ("entries", "open", "processor", "first", "idle", "own", "median", "worst")
+    values = (len(found.samples), opening, used, first, *memory, megabytes(), *milliseconds)
     print(json.dumps(dict(zip(keys, values))))
+
+
+def scan(options: argparse.Namespace, root: Path) -> None:
+    """Seconds of a scan of new pictures, and of the next one."""
+    pictures = root / "pictures"
+    draw(pictures, options.pictures, tuple(map(int, options.size.split("x"))))
+    shards: list[list[str]] = [[] for _ in range(10)]
+    for index, name in enumerate(sorted(os.listdir(pictures))):
+        shards[index // 2 * len(shards) // options.pictures].append(name)  # a picture and its caption
+    for number, names in enumerate(shards):
+        (root / "tars").mkdir(exist_ok=True)
+        with tarfile.open(root / "tars" / f"{number}.tar", "w") as tar:
+            for name in names:
+                tar.add(pictures / name, name)
+    time.sleep(notes.YOUNG / 1e9 + 0.1)  # what was written just now is not remembered
+    for folder in (pictures, root / "tars"):
+        (folder / datasets.NOTES).unlink(missing_ok=True)
+        for turn in ("first", "second"):
+            command = [sys.executable, __file__, "scanned", "--folder", str(folder)]
+            told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            print(f"{turn} scan of {folder.name}, {told['samples']} samples:", end=" ")
+            print(f"{told['seconds']:.1f} s ({told['processor']:.1f} s of a core), {told['own']:.0f} MB")
+
+
+def scanned(options: argparse.Namespace, root: Path) -> None:
+    """The fresh process of ``scan``."""
+    before, begun, used = megabytes(), time.perf_counter(), time.process_time()
+    samples = datasets.scan(DataConfig(path=str(root)))
+    seconds, used = time.perf_counter() - begun, time.process_time() - used
+    values = {"seconds": seconds, "processor": used, "own": megabytes() - before}
+    print(json.dumps({"samples": len(samples), **values}))
 
 
 def megabytes() -> float:
@@ -241,12 +278,13 @@ def megabytes() -> float:
     return int(status.split("RssAnon:")[1].split()[0]) / 1000
 
 
-TASKS = {"build": build, "read": read, "step": step, "entries": entries, "opened": opened}
+TASKS = {"build": build, "read": read, "step": step, "entries": entries, "scan": scan}
+PARTS = {"opened": opened, "scanned": scanned}  # of entries and scan
 
 
 def main(arguments: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("task", choices=list(TASKS)[:-1], metavar="{build,read,step,entries}")
+    parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--folder", help="where to write, and leave what was made; default: a temporary folder")
     parser.add_argument("--pictures", type=positive, default=256)
     parser.add_argument("--size", default="640x512", help="of the pictures that are drawn")
@@ -258,9 +296,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch", type=positive, default=4)
     parser.add_argument("--steps", type=positive, default=30)
     parser.add_argument("--rounds", type=positive, default=3)
-    if arguments[:1] == ["opened"]:
-        options = parser.parse(["entries", *arguments[1:]])
-        opened(options, Path(options.folder))
+    if arguments and arguments[0] in PARTS:
+        options = parser.parse(["scan", *arguments[1:]])
+        PARTS[arguments[0]](options, Path(options.folder))
         return
     options = parser.parse(arguments)
     logging.basicConfig(level=logging.WARNING)

@@ -138,6 +138,7 @@ def test_of_all_others_it_says_nothing(both, name):
     assert both(UNUSUAL[name])[0] is None
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of broken EXIF data
 @settings(max_examples=400, deadline=None)
 @given(
     name=st.sampled_from(sorted(ORDINARY)),
