@@ -17,6 +17,8 @@ from gm.data.sources.captions import json_captions, text_captions
 from gm.data.sources.headers import Headers, from_json, is_picture
 from gm.errors import SuiteError
 
+ORDINARY = (tarfile.REGTYPE, tarfile.XHDTYPE)  # files, and what is told of the next one beyond its header
+BLANK = b" \0"
 THREADS = 8  # shards read at once
 CAPTION_READERS = {".txt": text_captions, ".json": json_captions}  # in this order
 
@@ -57,13 +59,36 @@ def expand(pattern: str) -> list[str]:
     return [whole for part in parts for whole in expand(pattern[: match.start()] + part + pattern[match.end() :])]
 
 
+class Member(tarfile.TarInfo):
+    """A member of a tar, of which only name, type and length are read where its header is an ordinary one: that halves
+    the time it takes to go through a shard."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        try:
+            name, length, told, kind = (
+                buf[: buf.index(0)],
+                int(buf[124:136].rstrip(BLANK), 8),
+                buf[148:156],
+                buf[156:157],
+            )
+            ordinary = kind in ORDINARY and not buf[345] and int(told.rstrip(BLANK), 8) == sum(buf) - sum(told) + 8 * 32
+        except (ValueError, IndexError):  # the end of the tar among them
+            ordinary = False
+        if not ordinary or len(name) > 100:
+            return super().frombuf(buf, encoding, errors)
+        member = cls(name.decode(encoding, errors))
+        member.size, member.type = length, kind
+        return member
+
+
 def _index(path: Path, headers: Headers) -> list[list[Any]]:
     """Name, first byte, length, captions and size of each picture in a shard, as JSON keeps them."""
     length = os.path.getsize(path)
     pictures: list[tuple[str, int, int]] = []
     texts: dict[str, tuple[int, int]] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", tarinfo=Member) as tar:
             for member in tar:
                 stem, suffix = os.path.splitext(member.name.removeprefix("./"))
                 if not member.isreg() or any(part.startswith(".") for part in stem.split("/")):
@@ -75,7 +100,7 @@ def _index(path: Path, headers: Headers) -> list[list[Any]]:
                 elif suffix.lower() in CAPTION_READERS:
                     texts[stem + suffix.lower()] = (member.offset_data, member.size)
             end = tar.offset
-    except tarfile.ReadError as error:
+    except (tarfile.ReadError, OverflowError) as error:  # a length beyond all files is the other one
         raise SuiteError(f"shard {path} cannot be read: {_reason(path, error)}") from None
     rows = []
     with open(path, "rb") as file:
@@ -97,7 +122,7 @@ def _index(path: Path, headers: Headers) -> list[list[Any]]:
     return rows
 
 
-def _reason(path: Path, error: tarfile.ReadError) -> str:
+def _reason(path: Path, error: Exception) -> str:
     with open(path, "rb") as file:
         begin = file.read(6)
     if begin.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):

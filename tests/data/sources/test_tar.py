@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from gm.config.sections.data import DataConfig
 from gm.data import cache, datasets, transforms
 from gm.data.batches import Batches
 from gm.data.notes import FileNotes
-from gm.data.sources.tar import expand
+from gm.data.sources.tar import Member, expand
 from gm.errors import SuiteError
 
 
@@ -35,6 +37,53 @@ def pack(path: Path, members: dict[str, bytes], **options) -> Path:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return path
+
+
+def members_of(content: bytes, kind: type[tarfile.TarInfo]) -> list[tuple] | str:
+    """Name, type, length and place of each member, or what is wrong."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:", tarinfo=kind) as tar:
+            return [(one.name, one.type, one.size, one.offset_data) for one in tar]
+    except (tarfile.ReadError, OverflowError, ValueError) as error:
+        return str(error)
+
+
+def odd_names(kind: int) -> bytes:
+    """A tar with names, folders and times of all sorts."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=kind) as tar:
+        for name in ("a.png", "b" * 100, "c" * 101, "d" * 90 + "/" + "e" * 90, "f" * 300, "é ü.png", "./g.txt", "h/"):
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.DIRTYPE if name == "h/" else tarfile.REGTYPE
+            info.size, info.mtime = (0, 1) if name == "h/" else (len(name), 1.5 if kind == tarfile.PAX_FORMAT else 1)
+            try:
+                tar.addfile(info, io.BytesIO(b"x" * info.size))
+            except ValueError:  # a name that the format has no room for
+                continue
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.png"
+        tar.addfile(link)
+    return stream.getvalue()
+
+
+ODD = [odd_names(kind) for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
+
+
+read = st.one_of(st.integers(*ends) for ends in ((0, 99), (124, 135), (148, 156), (345, 350)))  # of a header
+
+
+@given(
+    st.integers(0, 2), st.lists(st.tuples(read, st.sampled_from(b"\0 01578+-_x\x80\xff")), max_size=4), st.booleans()
+)
+def test_members_are_those_that_tarfile_finds(kind, changes, mended):
+    content = bytearray(ODD[kind])
+    for place, value in changes:
+        content[place] = value
+    if mended:  # a strange header with the right sum
+        content[148:156] = b" " * 8
+        content[148:156] = b"%06o\0 " % sum(content[:512])
+    content = bytes(content)
+    assert members_of(content, Member) == members_of(content, tarfile.TarInfo)
 
 
 @pytest.fixture
