@@ -19,11 +19,15 @@ ROUND = 64  # chunks that threads do before it is tried again whether they are o
 QUICK = 200e-6
 
 
-def for_each(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R]:
-    """``work`` of every item, in order, by several threads where it waits for the disk or computes without Python."""
+def for_each(work: Callable[[T], R], items: Sequence[T], workers: int, python: bool = False) -> list[R]:
+    """``work`` of every item, in order, by several threads where it waits for the disk or computes without Python.
+
+    ``python``: an item is much work for Python itself, of which threads do no more at once; so they only help to wait.
+    """
+    chunk = 1 if python else CHUNK
 
     def several(start: int) -> list[R]:
-        return [work(item) for item in items[start : start + CHUNK]]
+        return [work(item) for item in items[start : start + chunk]]
 
     results: list[R] = []
     with ThreadPoolExecutor(workers) as pool:
@@ -31,9 +35,9 @@ def for_each(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R
             begun, used = time.perf_counter(), time.thread_time()
             results += several(len(results))
             taken, used = time.perf_counter() - begun, time.thread_time() - used
-            if max(used, taken - used) > QUICK * CHUNK:
-                ends = min(len(items), len(results) + ROUND * CHUNK)
-                for found in pool.map(several, range(len(results), ends, CHUNK)):
+            if taken - used > used if python else max(used, taken - used) > QUICK * CHUNK:
+                ends = min(len(items), len(results) + ROUND * chunk)
+                for found in pool.map(several, range(len(results), ends, chunk)):
                     results += found
     return results
 

@@ -34,6 +34,14 @@ def test_only_work_that_is_not_quick_is_done_by_threads(quick, monkeypatch):
     assert (set(threads) == {threading.get_ident()}) == (quick > 0)
 
 
+def test_work_for_python_is_done_by_threads_where_it_waits():
+    def waiting(_):
+        time.sleep(0.02)
+        return threading.get_ident()
+
+    assert len(set(for_each(waiting, range(9), 3, python=True))) > 2
+
+
 def test_the_collector_goes_on_afterwards_and_only_where_it_was_on():
     with uncollected():
         assert not gc.isenabled()

@@ -1,6 +1,5 @@
 """What is read of a picture before it is trained, once for as long as its file stays the same."""
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,7 +48,3 @@ class Headers:
 def from_json(noted: list[int] | Size | str) -> Size | str:
     """A size as it comes back from notes, or the reason why there is none."""
     return noted if isinstance(noted, str) else (noted[0], noted[1])
-
-
-def is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES

@@ -8,13 +8,13 @@ import os
 import re
 import tarfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from gm.data.prefetch import for_each
 from gm.data.sample import Found, PictureFile
 from gm.data.sources.captions import json_captions, text_captions
-from gm.data.sources.headers import Headers, from_json, is_picture
+from gm.data.sources.headers import PICTURE_SUFFIXES, Headers, from_json
 from gm.errors import SuiteError
 
 ORDINARY = (tarfile.REGTYPE, tarfile.XHDTYPE)  # files, and what is told of the next one beyond its header
@@ -25,8 +25,8 @@ CAPTION_READERS = {".txt": text_captions, ".json": json_captions}  # in this ord
 
 def read_tars(shards: Sequence[tuple[Path, str]], headers: Headers) -> list[Found]:
     """The pictures of several shards, one after the other; each has its file and what goes before their names."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        return [one for found in pool.map(lambda shard: read_tar(*shard, headers), shards) for one in found]
+    every = for_each(lambda shard: read_tar(*shard, headers), shards, THREADS, python=True)
+    return [one for found in every for one in found]
 
 
 def read_tar(path: Path, name: str, headers: Headers) -> list[Found]:
@@ -85,20 +85,21 @@ class Member(tarfile.TarInfo):
 def _index(path: Path, headers: Headers) -> list[list[Any]]:
     """Name, first byte, length, captions and size of each picture in a shard, as JSON keeps them."""
     length = os.path.getsize(path)
-    pictures: list[tuple[str, int, int]] = []
+    pictures: list[tuple[str, str, int, int]] = []
     texts: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(path, "r:", tarinfo=Member) as tar:
             for member in tar:
                 stem, suffix = os.path.splitext(member.name.removeprefix("./"))
-                if not member.isreg() or any(part.startswith(".") for part in stem.split("/")):
+                if not member.isreg() or "/." in f"/{stem}":  # hidden
                     continue
                 if member.offset_data + member.size > length:
                     raise tarfile.ReadError("unexpected end of data")
-                if is_picture(member.name):
-                    pictures.append((stem + suffix, member.offset_data, member.size))
-                elif suffix.lower() in CAPTION_READERS:
-                    texts[stem + suffix.lower()] = (member.offset_data, member.size)
+                kind = suffix.lower()
+                if kind in PICTURE_SUFFIXES:
+                    pictures.append((stem + suffix, stem, member.offset_data, member.size))
+                elif kind in CAPTION_READERS:
+                    texts[stem + kind] = (member.offset_data, member.size)
             end = tar.offset
     except (tarfile.ReadError, OverflowError) as error:  # a length beyond all files is the other one
         raise SuiteError(f"shard {path} cannot be read: {_reason(path, error)}") from None
@@ -110,9 +111,8 @@ def _index(path: Path, headers: Headers) -> list[list[Any]]:
             raise SuiteError(
                 f"shard {path} cannot be read: it {'is damaged' if mark else 'is cut short'}: fetch it again"
             )
-        for name, start, size in sorted(pictures):
+        for name, stem, start, size in sorted(pictures):
             captions: list[str] = []
-            stem = os.path.splitext(name)[0]
             for suffix, read in CAPTION_READERS.items():
                 if not captions and stem + suffix in texts:
                     at, count = texts[stem + suffix]
