@@ -106,6 +106,13 @@ def draw(folder: Path, count: int, size: tuple[int, int]) -> None:
         (folder / f"{index:06}.txt").write_text(f"picture number {index}")
 
 
+def size_of(text: str) -> tuple[int, int]:
+    """Width and height."""
+    if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        raise UsageError(f"--size takes width x height, such as 640x512, not {text!r}")
+    return int(match[1]), int(match[2])
+
+
 def configuration(root: Path, resolution: int, batch: int = 1, workers: int = 2) -> Config:
     config = Config()
     config.data.path, config.cache.path = str(root / "pictures"), str(root / "cache")
@@ -118,9 +125,7 @@ def build(options: argparse.Namespace, root: Path) -> None:
     """Seconds of the encoder alone, of the cache of as many pictures, and their ratio."""
     config = configuration(root, options.resolution, workers=options.workers)
     config.cache.text_embedding = False
-    if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", options.size)):
-        raise UsageError(f"--size takes width x height, such as 640x512, not {options.size!r}")
-    draw(root / "pictures", options.pictures, (int(match[1]), int(match[2])))
+    draw(root / "pictures", options.pictures, size_of(options.size))
     if options.encoder == "device":
         encoders = Device(options.seconds)
     else:
@@ -244,7 +249,7 @@ def opened(options: argparse.Namespace, root: Path) -> None:
 def scan(options: argparse.Namespace, root: Path) -> None:
     """Seconds of a scan of new pictures, and of the next one."""
     pictures = root / "pictures"
-    draw(pictures, options.pictures, tuple(map(int, options.size.split("x"))))
+    draw(pictures, options.pictures, size_of(options.size))
     shards: list[list[str]] = [[] for _ in range(10)]
     for index, name in enumerate(sorted(os.listdir(pictures))):
         shards[index // 2 * len(shards) // options.pictures].append(name)  # a picture and its caption
