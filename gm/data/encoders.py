@@ -11,13 +11,13 @@ import numpy as np
 from gm.config import Config
 from gm.data.notes import FileNotes
 from gm.errors import SuiteError
-from gm.models.architecture import COND_STAGE, EMBEDDERS, UNTRAINED, ModelArchitecture
+from gm.models.architecture import AUTOENCODER, COND_STAGE, EMBEDDERS, UNTRAINED, ModelArchitecture
 from gm.weights.dtypes import to_float32
 from gm.weights.files import open_weights
+from gm.weights.keys import OPTIONAL_ENDINGS
 
 # Half precision overflows in SDXL's autoencoder, and here every value is computed once and used in every epoch.
 PRECISION = "fp32"
-UNUSED = ".logit_scale"  # no state of a text encoder depends on it, and not every file has it
 
 # MindSpore is imported where the networks are built: reading a full cache needs only the hashes.
 
@@ -63,7 +63,7 @@ class NetworkEncoders:
     def picture_hash(self) -> str:
         """Of the encoder half of the autoencoder: its decoder has no part in latents, and training scales them."""
         built = self.architecture.autoencoder and replace(self.architecture.autoencoder, scale_factor=1.0)
-        return self._hash("autoencoder", ("first_stage_model.encoder.", "first_stage_model.quant_conv."), built)
+        return self._hash("autoencoder", (AUTOENCODER + "encoder.", AUTOENCODER + "quant_conv."), built)
 
     @cached_property
     def text_hash(self) -> str:
@@ -88,12 +88,12 @@ class NetworkEncoders:
         Raises:
             SuiteError: the weights file has none.
         """
-        from gm.models.build import AUTOENCODER_PREFIX, build_autoencoder
+        from gm.models.build import build_autoencoder
 
         if self.architecture.autoencoder is None:
             raise _lacks(self._weight, "autoencoder")
         autoencoder = build_autoencoder(self.architecture.autoencoder, self._seed if self._weight is None else None)
-        self._fill(autoencoder, AUTOENCODER_PREFIX)
+        self._fill(autoencoder, AUTOENCODER)
         return autoencoder
 
     @cached_property
@@ -149,7 +149,9 @@ def weights_hash(path: Path, what: str, prefixes: tuple[str, ...]) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     with open_weights(path) as weights:
-        names = sorted(name for name in weights.names() if name.startswith(prefixes) and not name.endswith(UNUSED))
+        names = sorted(
+            name for name in weights.names() if name.startswith(prefixes) and not name.endswith(OPTIONAL_ENDINGS)
+        )
         if not names:
             raise _lacks(path, what)
         for name in names:

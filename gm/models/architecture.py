@@ -5,8 +5,11 @@ from dataclasses import dataclass, field, replace
 from gm.errors import SuiteError
 
 Size = tuple[int, int]  # height, width or top, left
-EMBEDDERS = "conditioner.embedders."  # what the keys of SDXL's text towers begin with, before their number
-COND_STAGE = "cond_stage_model."  # the same of the one text tower of SD 1.x and 2.x
+# What the keys of a checkpoint begin with.
+UNET = "model.diffusion_model."
+AUTOENCODER = "first_stage_model."
+EMBEDDERS = "conditioner.embedders."  # of SDXL's text towers, before their number
+COND_STAGE = "cond_stage_model."  # of the one text tower of SD 1.x and 2.x
 SDXL_SCALE_FACTOR, SD_SCALE_FACTOR = 0.13025, 0.18215  # of latents: of SDXL's autoencoder, and that of SD 1.x and 2.x
 HEAD_WIDTH = 64  # of every attention in the family but the UNet of SD 1.x, which has 8 heads at every width
 

@@ -7,15 +7,19 @@ import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
-from gm.models.architecture import AutoencoderArchitecture, CLIPArchitecture, ModelArchitecture, UNetArchitecture
+from gm.models.architecture import (
+    AUTOENCODER,
+    UNET,
+    AutoencoderArchitecture,
+    CLIPArchitecture,
+    ModelArchitecture,
+    UNetArchitecture,
+)
 from gm.models.autoencoder import Autoencoder
 from gm.models.clip import CLIP
 from gm.models.conditioner import TextConditioner
 from gm.models.layers import Initializer
 from gm.models.unet import UNet
-
-UNET_PREFIX = "model.diffusion_model."
-AUTOENCODER_PREFIX = "first_stage_model."
 
 Network = TypeVar("Network", bound=nn.Cell)
 
@@ -35,12 +39,12 @@ def _named(build: Callable[[], Network], prefix: str, seed: int | None) -> Netwo
 
 def build_unet(architecture: UNetArchitecture, seed: int | None = None) -> UNet:
     """The UNet; with no ``seed`` its weights are zeros without memory that wait for a file."""
-    return _named(lambda: UNet(architecture), UNET_PREFIX, seed)
+    return _named(lambda: UNet(architecture), UNET, seed)
 
 
 def build_autoencoder(architecture: AutoencoderArchitecture, seed: int | None = None) -> Autoencoder:
     """The autoencoder; with no ``seed`` its weights are zeros without memory that wait for a file."""
-    return _named(lambda: Autoencoder(architecture), AUTOENCODER_PREFIX, seed)
+    return _named(lambda: Autoencoder(architecture), AUTOENCODER, seed)
 
 
 def build_conditioner(architecture: ModelArchitecture, seed: int | None = None) -> TextConditioner:

@@ -6,8 +6,10 @@ The names are those of the original code (Stability ``generative-models``, CompV
 from collections.abc import Iterator
 
 from gm.models.architecture import (
+    AUTOENCODER,
     COND_STAGE,
     EMBEDDERS,
+    UNET,
     AutoencoderArchitecture,
     ModelArchitecture,
     TextEncoderArchitecture,
@@ -17,8 +19,6 @@ from gm.models.architecture import (
 Shapes = dict[str, tuple[int, ...]]
 Pairs = Iterator[tuple[str, tuple[int, ...]]]
 
-UNET = "model.diffusion_model."
-AUTOENCODER = "first_stage_model."
 PARTS = {"UNet": (UNET,), "autoencoder": (AUTOENCODER,), "text encoders": (EMBEDDERS, COND_STAGE)}  # of a file
 OPTIONAL_ENDINGS = (".logit_scale",)  # no output depends on it, and many files leave it out
 

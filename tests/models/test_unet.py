@@ -7,8 +7,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from gm.models.architecture import UNetArchitecture
-from gm.models.build import UNET_PREFIX, build_unet
+from gm.models.architecture import UNET, UNetArchitecture
+from gm.models.build import build_unet
 from gm.models.conditioner import conditioning_vector
 from gm.weights.detect import KNOWN_UNETS
 from gm.weights.load import load_into
@@ -180,7 +180,7 @@ def compare(name: str, config: dict, arch: UNetArchitecture | None, folder) -> N
     result, gradients = reference.differentiate(Denoiser(ours), ours, slopes, list(map(reference.tensor, inputs)))
     reference.assert_same_course(seen(), expected)
     reference.assert_close(result, output)
-    assert all(name.startswith(UNET_PREFIX) for name in gradients)
+    assert all(name.startswith(UNET) for name in gradients)
     assert len(gradients) == len(list(theirs.parameters()))
     reference.assert_gradients_close(single_file.convert_ldm_unet_checkpoint(gradients, theirs.config), theirs)
 

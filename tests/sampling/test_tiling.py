@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gm.models.architecture import TINY_SDXL
-from gm.models.build import AUTOENCODER_PREFIX
+from gm.models.architecture import AUTOENCODER, TINY_SDXL
 from gm.sampling.networks import Networks
 from gm.sampling.tiling import tiled
 
@@ -75,7 +74,7 @@ def theirs(tiny_cells):
         sample_size=8 * TILE,
     ).eval()
     weights = {p.name: torch.from_numpy(p.asnumpy().copy()) for p in tiny_cells[1].get_parameters()}
-    assert all(name.startswith(AUTOENCODER_PREFIX) for name in weights)
+    assert all(name.startswith(AUTOENCODER) for name in weights)
     vae.load_state_dict(single_file.convert_ldm_vae_checkpoint(weights, vae.config))
     vae.enable_tiling()
     assert (vae.tile_latent_min_size, vae.tile_sample_min_size, vae.tile_overlap_factor) == (TILE, 8 * TILE, 0.25)
