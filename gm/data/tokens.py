@@ -18,6 +18,7 @@ from gm.weights.folder import TOKENIZER_FILES, tokenizer_folders
 CHUNK = 75  # tokens that CLIP takes between start and end
 MAX_LENGTH = CHUNK + 2
 DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"  # OpenCLIP has the same vocabulary, so it serves all
+MARKS = ("<|startoftext|>", "<|endoftext|>")  # in every vocabulary of CLIP; GPT-2's files have the same names
 SDXL = ModelArchitecture().text_encoders
 
 log = logging.getLogger(__name__)
@@ -133,9 +134,10 @@ def context_length(model: ModelConfig) -> int:
 def _read(name: str, files: Sequence[Path]) -> Tokenizer:
     from transformers import CLIPTokenizer  # importing it takes a second
 
-    digest = hashlib.blake2b(digest_size=16)
+    digest, lacking = hashlib.blake2b(digest_size=16), set(MARKS)
     for path in files:
         content = path.read_bytes()
+        lacking = {mark for mark in lacking if mark.encode() not in content}
         digest.update(len(content).to_bytes(8, "little") + content)
     try:
         codec = CLIPTokenizer.from_pretrained(str(files[0].parent), local_files_only=True)
@@ -144,6 +146,11 @@ def _read(name: str, files: Sequence[Path]) -> Tokenizer:
         raise SuiteError(
             f"the tokenizer files in {files[0].parent} cannot be read ({reason}): fetch them again"
         ) from None
+    if lacking:  # transformers would make them up
+        raise SuiteError(
+            f"the tokenizer in {files[0].parent} is not CLIP's, it knows no {' and '.join(sorted(lacking))}: fetch "
+            f"{' and '.join(TOKENIZER_FILES)} of {DEFAULT_TOKENIZER}"
+        )
     return Tokenizer(name, codec, digest.hexdigest())
 
 

@@ -156,6 +156,14 @@ def test_a_folder_without_the_files_is_told(tmp_path):
         Tokenizers.load(tmp_path / "nowhere")
 
 
+def test_a_tokenizer_of_another_kind_is_told(tmp_path):
+    """As GPT-2's folder, whose files have the same names."""
+    (tmp_path / "vocab.json").write_text('{"a": 0, "<|endoftext|>": 1}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(SuiteError, match=r"is not CLIP's, it knows no <\|startoftext\|>: fetch vocab.json and"):
+        Tokenizers.load(tmp_path)
+
+
 def test_broken_files_are_told(tmp_path):
     (tmp_path / "vocab.json").write_text("{")
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
