@@ -168,7 +168,7 @@ def find(dataset: DatasetConfig, pixels: bool = False) -> tuple[list[Found], lis
         headers = Headers(FileNotes(root / NOTES), pixels)
         found, gone = read_folder(root, headers)
     else:
-        raise SuiteError(f"no folder {root}: --data_path names the folder of pictures and captions, or tar shards")
+        raise SuiteError(f"no folder {root}: name a folder of pictures and captions, or tar shards")
     headers.notes.save()
     return found, gone
 

@@ -10,6 +10,7 @@ from gm.data.tokens import Tokenizers
 from gm.files import write_text
 from gm.launch import Device
 from gm.parallel.mesh import Mesh
+from gm.parallel.peers import Alone
 from gm.parallel.world import World
 from gm.training import eval_loss
 from gm.training.assemble import assemble, load_unet
@@ -36,10 +37,8 @@ def train(config: Config, make_draw: MakeDraw | None = None, device: Device | No
     if config.dry_run and config.parallel.dry_run_devices:
         predict(config)
         return
-    world = World()
-    if device is not None and device.size > 1:
-        servers = len(set(device.peers.hosts))
-        world = World(Mesh.of(config.parallel, device.size, device.rank, servers), device.peers)
+    peers = device.peers if device else Alone()
+    world = World(Mesh.of(config.parallel, peers.size, peers.rank, len(set(peers.hosts))), peers)
     folder = open_folder(config, world)
     cursor = read_progress(folder).cursor if folder.resumed else (0, 0)
     with logged() as write_to:

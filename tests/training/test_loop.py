@@ -9,7 +9,7 @@ from PIL import Image
 
 from gm import compilation
 from gm.config import Config
-from gm.errors import SuiteError
+from gm.errors import SuiteError, UsageError
 from gm.training.loop import train
 from gm.training.memory import estimate, weights_of_run
 from tests.training.small_run import configuration, start
@@ -48,6 +48,12 @@ def test_a_dry_run_says_what_is_to_come_and_leaves_nothing(config, tmp_path, cap
     assert numbers[1] == numbers[3] == numbers[0]
     assert abs(numbers[2] - 2 * numbers[0]) <= 1
     assert abs(sum(numbers[:-1]) - numbers[-1]) <= 3
+
+
+def test_one_process_is_no_mesh_of_several(config):
+    config.parallel.zero_stage, config.parallel.ici_fsdp_parallelism = 3, 4
+    with pytest.raises(UsageError, match=r"--ici_fsdp_parallelism 4 .* does not make up 1 devices"):
+        train(config)
 
 
 def test_what_is_saved_has_the_size_that_was_estimated(small_unet, make_batch, tmp_path):
