@@ -27,6 +27,8 @@ def os_error_reason(error: OSError) -> tuple[str, str]:
         return f"no space left on the disk{where}", "free some"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission{where}", "choose a folder you may write to, or change its rights"
+    if error.errno == errno.EISDIR:
+        return f"a folder, not a file{where}", "name a file"
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return f"a file is in the way{where}", "choose another place"
     if error.errno == errno.ENOENT:

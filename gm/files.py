@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: write beside, fsync, rename."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -26,6 +27,15 @@ def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
             error.filename = str(path)  # a write names no file, and nobody knows the temporary one
         raise
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder if it is not there; raises OSError before the work, not after it, if no file can appear in it."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return path
 
 
 def write_text(path: str | Path, text: str) -> None:

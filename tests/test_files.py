@@ -6,7 +6,7 @@ import os
 import pytest
 
 from gm.errors import explain
-from gm.files import replacing, write_json, write_text
+from gm.files import make_folder, replacing, write_json, write_text
 
 CONTENT = os.urandom(1000)
 
@@ -65,3 +65,16 @@ def test_text_and_json(tmp_path):
     write_json(tmp_path / "a.json", {"é": 1})
     assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa9\n"
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
+
+
+def test_a_folder_in_which_no_file_can_appear_is_told(tmp_path, monkeypatch):
+    assert make_folder(tmp_path / "a" / "b").is_dir()
+    assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError) as caught:
+        make_folder(tmp_path / "file")
+    assert explain(caught.value)[0] == f"a file is in the way at {tmp_path}/file: choose another place"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError) as caught:
+        make_folder(tmp_path)
+    assert explain(caught.value)[0].startswith(f"no permission at {tmp_path}: choose a folder you may write to")

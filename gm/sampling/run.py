@@ -14,11 +14,12 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from gm.config import Config
+from gm.config.sections.sample import SampleConfig
 from gm.config.sections.training import DiffusionConfig
 from gm.data.tokens import Tokenizers
 from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_snr
 from gm.errors import SuiteError, UsageError
-from gm.files import replacing
+from gm.files import make_folder, replacing
 from gm.launch import start
 from gm.sampling.emphasis import plain
 from gm.sampling.expert import Expert
@@ -47,6 +48,7 @@ def run(config: Config) -> Path:
     tokenizers = Tokenizers.of(config.model)
     _warn_of_long_prompts(tokenizers, wishes, sample.weighted_prompts, config.model.max_token_length)
 
+    _check_outputs(sample, wishes)
     start_device(config)
     pipeline = build(config, tokenizers)
     for chosen in dict.fromkeys(wish.settings for wish in wishes):
@@ -264,11 +266,25 @@ def _read_picture(path: str) -> Image.Image:
         raise SuiteError(f"no such picture: {path}") from None
     except UnidentifiedImageError:
         raise SuiteError(f"{path} is no picture Pillow can read: give a PNG or JPEG") from None
+    except OSError as error:
+        if error.errno is not None:  # the system's, which names the file; Pillow's of a damaged one do not
+            raise
+        raise SuiteError(f"{path} is damaged ({error}): give another picture") from None
+
+
+def _check_outputs(sample: SampleConfig, wishes: list[Wish]) -> None:
+    """What cannot be written is told before the work, not after it."""
+    make_folder(sample.save_path)
+    if not sample.save_latent:
+        return
+    target = Path(sample.save_latent)
+    make_folder(target.parent)
+    if target.is_dir():
+        raise UsageError(f"--save_latent {target} is a folder: give the name of a file in it")
+    if len({(wish.settings.height, wish.settings.width) for wish in wishes}) > 1:
+        raise UsageError("--save_latent needs pictures of one size: leave out the prompts' own --w and --h")
 
 
 def _write_latents(path: Path, drawn: list[Drawn]) -> None:
-    shapes = {result.latents.shape for result in drawn}
-    if len(shapes) > 1:
-        raise SuiteError("--save_latent needs pictures of one size: leave out the prompts' own --w and --h")
     with replacing(path) as file:
         np.save(file, np.stack([result.latents for result in drawn]))

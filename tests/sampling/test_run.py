@@ -1,10 +1,12 @@
+import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gm.config import load
 from gm.data.tokens import Tokenizers
-from gm.errors import SuiteError
+from gm.errors import SuiteError, explain
 from gm.models.architecture import TINY_SDXL
 from gm.sampling.run import build, run, settings
 
@@ -99,14 +101,46 @@ def test_weights_of_two_parameterisations_are_refused_with_the_flag_that_mends_i
         run(load(arguments, door="sample"))
 
 
-@pytest.mark.parametrize(("most", "told"), [("75", "the last 85 tokens"), ("150", "the last 10 tokens"), ("225", "")])
-def test_what_is_not_seen_of_a_long_prompt_is_told(monkeypatch, caplog, most, told):
+@pytest.fixture
+def no_device(monkeypatch, tmp_path):
+    """The arguments of a run that ends where the device would be started."""
+
     def stop(config):
         raise SuiteError("before the device")
 
     monkeypatch.setattr("gm.sampling.run.start_device", stop)
-    arguments = ["--prompt", "red " * 160, "--config", str(RECIPES / "tiny_sdxl.yaml"), "--tokenizer", str(TOKENIZER)]
+    arguments = ["--config", str(RECIPES / "tiny_sdxl.yaml"), "--tokenizer", str(TOKENIZER), "--weight", str(WEIGHT)]
+    return [*arguments, "--save_path", str(tmp_path / "out")]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--save_path", "file"], "a file is in the way at file: choose another place"),
+        (["--save_path", "file/below"], "a file is in the way at file/below: choose another place"),
+        (["--save_latent", "file/latents.npy"], "a file is in the way at file: choose another place"),
+        (["--save_latent", "folder"], "--save_latent folder is a folder: give the name of a file in it"),
+        (["--save_latent", "a.npy", "--prompt", "prompts.txt"], "--save_latent needs pictures of one size"),
+        (["--task", "img2img", "--img", "folder"], "a folder, not a file at folder: name a file"),
+        (["--task", "img2img", "--img", "file"], "file is no picture Pillow can read"),
+        (["--task", "img2img", "--img", "cut.png"], r"cut.png is damaged \(.*\): give another picture"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_told_before_the_work(no_device, monkeypatch, tmp_path, words, told):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").write_text("text")
+    Path("prompts.txt").write_text("a circle\na square --w 128\n")
+    Image.effect_noise((64, 64), 50).save("cut.png")
+    Path("cut.png").write_bytes(Path("cut.png").read_bytes()[:-900])
+    with pytest.raises((SuiteError, OSError)) as caught:
+        run(load([*no_device, "--prompt", "x", *words], door="sample"))
+    assert re.search(told, explain(caught.value)[0])
+
+
+@pytest.mark.parametrize(("most", "told"), [("75", "the last 85 tokens"), ("150", "the last 10 tokens"), ("225", "")])
+def test_what_is_not_seen_of_a_long_prompt_is_told(no_device, caplog, most, told):
     with pytest.raises(SuiteError, match="before the device"):
-        run(load([*arguments, "--weight", str(WEIGHT), "--max_token_length", most], door="sample"))
+        run(load([*no_device, "--prompt", "red " * 160, "--max_token_length", most], door="sample"))
     assert (f"are not seen: --max_token_length is {most}" in caplog.text) == bool(told)
     assert told in caplog.text
