@@ -8,9 +8,9 @@ from pathlib import Path
 from gm.config import Config
 from gm.data.encoders import weights_hash
 from gm.errors import SuiteError
-from gm.models.architecture import COND_STAGE, EMBEDDERS
+from gm.models.architecture import COND_STAGE, EMBEDDERS, ModelArchitecture
 from gm.training.assemble import load_unet
-from gm.weights.files import open_weights
+from gm.weights.files import WeightFile, open_weights
 from gm.weights.load import load_into
 
 OF_A_RUN = re.compile(r"unet_(ema_)?(\d+)\.ckpt")
@@ -44,6 +44,24 @@ def find(names: Sequence[str | Path]) -> list[Checkpoint]:
     ]
 
 
+def check(checkpoints: Sequence[Checkpoint]) -> None:
+    """Open each, which takes no time, so that what is none is told before anything is built.
+
+    Raises:
+        SuiteError: no weights that can be read, or no UNet among them.
+    """
+    for checkpoint in checkpoints:
+        with open_weights(checkpoint.path) as weights:
+            _with_unet(weights)
+
+
+def _with_unet(weights: WeightFile) -> ModelArchitecture:
+    architecture = weights.architecture()
+    if architecture.unet is None:
+        raise SuiteError(f"{weights.path} has no UNet to evaluate: it is {weights.describe()}")
+    return architecture
+
+
 def _of_run(run: Path) -> list[Path]:
     matched = [(OF_A_RUN.fullmatch(path.name), path) for path in (run / "weights").iterdir()]
     found = sorted((match[1] or "", int(match[2]), path) for match, path in matched if match)
@@ -69,9 +87,7 @@ class Subject:
             SuiteError: no UNet, one of another kind, or text encoders that are not those of ``model.weight``.
         """
         with open_weights(path) as weights:
-            architecture = weights.architecture()
-            if architecture.unet is None:
-                raise SuiteError(f"{path} has no UNet to evaluate: it is {weights.describe()}")
+            architecture = _with_unet(weights)
             load_into(self.unet, weights)
         prefixes = (EMBEDDERS, COND_STAGE)
         if architecture.text_encoders and path != self._base:

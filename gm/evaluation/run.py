@@ -1,11 +1,10 @@
 """The evaluation tools from their configuration on: the device made ready, then the work. See ``tools/eval``."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from gm.config import Config
 from gm.errors import UsageError
-from gm.files import write_json
+from gm.files import make_folder, write_json
 from gm.sampling.run import start_device
 
 CURVES, RECORD = "eval_loss.png", "eval_loss.json"
@@ -23,13 +22,14 @@ def eval_loss(config: Config, checkpoints: Sequence[str]) -> list[str]:
     if not config.validation.eval_data_path:
         raise UsageError("nothing to evaluate on: name a folder of pictures and captions with --data_path")
     start_device(config)
-    from gm.evaluation.checkpoints import find
+    from gm.evaluation.checkpoints import check, find
     from gm.evaluation.eval_loss import evaluate
     from gm.training.plots import plot_eval_loss
 
     found = find(checkpoints or [config.model.weight])
+    check(found)
+    folder = make_folder(config.sample.save_path)
     records = [one.record(index) for index, one in enumerate(evaluate(config, found))]
-    folder = Path(config.sample.save_path)
     plot_eval_loss(records, folder / CURVES, [checkpoint.label for checkpoint in found])
     for record, checkpoint in zip(records, found):
         del record["step"]
@@ -51,8 +51,10 @@ def compare(config: Config, checkpoints: Sequence[str], judges: dict[str, Callab
         raise UsageError('nothing to draw: --prompt "your prompt", or a text file with one prompt a line')
     start_device(config)
     from gm.evaluation import compare as comparison
-    from gm.evaluation.checkpoints import find
+    from gm.evaluation.checkpoints import check, find
 
-    folder = Path(config.sample.save_path)
-    records = comparison.compare(config, find(checkpoints), folder, judges)
+    found = find(checkpoints)
+    check(found)
+    folder = make_folder(config.sample.save_path)
+    records = comparison.compare(config, found, folder, judges)
     return [comparison.table(records, judges), f"wrote {folder / comparison.TABLE} with {comparison.GRID}"]

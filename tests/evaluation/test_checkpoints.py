@@ -1,9 +1,13 @@
 """Which checkpoints are meant, in which order and under which names; and what is no checkpoint to evaluate."""
 
+import numpy as np
 import pytest
 
 from gm.errors import SuiteError
-from gm.evaluation.checkpoints import find
+from gm.evaluation.checkpoints import check, find
+from gm.models.architecture import AUTOENCODER, TINY_SDXL
+from gm.weights.ckpt import save_ckpt
+from gm.weights.keys import expected_shapes
 
 
 def test_a_runs_checkpoints_are_in_the_order_of_their_steps_averages_last(tmp_path):
@@ -36,3 +40,15 @@ def test_nothing_to_find_is_told(tmp_path):
     (tmp_path / "run" / "weights").mkdir(parents=True)
     with pytest.raises(SuiteError, match=r"run has no weights/unet_N\.ckpt yet"):
         find([tmp_path / "run"])
+
+
+def test_what_is_no_checkpoint_is_told_before_anything_is_built(tmp_path):
+    (tmp_path / "text.ckpt").write_text("no weights " * 50)
+    with pytest.raises(SuiteError, match=r"text\.ckpt: this is not a MindSpore \.ckpt"):
+        check(find(["demo/tiny/tiny_sdxl.safetensors", tmp_path / "text.ckpt"]))
+    shapes = {name: shape for name, shape in expected_shapes(TINY_SDXL).items() if name.startswith(AUTOENCODER)}
+    save_ckpt(
+        tmp_path / "vae.ckpt", ((name, shape, "F32", np.zeros(shape, np.float32)) for name, shape in shapes.items())
+    )
+    with pytest.raises(SuiteError, match=r"vae\.ckpt has no UNet to evaluate: it is .* with an autoencoder"):
+        check(find([tmp_path / "vae.ckpt"]))

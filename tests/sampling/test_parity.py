@@ -163,28 +163,29 @@ def test_prompts_of_a_run_share_one_graph(networks):
 def test_sizes_that_do_not_halve_evenly(networks, theirs):
     settings = Settings("euler", 6, guidance_scale=6.0, height=72, width=104)  # latents of 9x13, 5x7 and 3x4
     ours = Pipeline(networks, Tokenizers(), alphas_cumprod(betas()))
-    (mine,) = ours.sample(REQUESTS[:1], settings)
+    mine = [drawn.picture for drawn in ours.sample(REQUESTS, settings, batch_size=2)]
     pipeline = reference_pipeline(
         diffusers.StableDiffusionXLPipeline, theirs, scheduler("euler", timestep_spacing="leading")
     )
-    (expected,) = pipeline(
-        **text_states(ours, REQUESTS[:1]),
+    expected = pipeline(
+        **text_states(ours, REQUESTS),
         **sizes(settings),
         num_inference_steps=6,
         guidance_scale=6.0,
-        latents=torch.from_numpy(PictureNoise([42], (4, 9, 13))()),
+        latents=torch.from_numpy(PictureNoise([42, 7], (4, 9, 13))()),
     ).images
-    assert mean_difference(mine.picture, expected) <= LEVEL
+    for one, other in zip(mine, expected, strict=True):
+        assert mean_difference(one, other) <= LEVEL
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
 def test_picture_to_picture(networks, theirs, sampler, monkeypatch):
     ours = Pipeline(networks, Tokenizers(), alphas_cumprod(betas()))
-    settings = Settings(sampler, 10, "leading", guidance_scale=4.0, height=64, width=64, strength=0.6)
-    start = Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8))
-    (mine,) = ours.sample(REQUESTS[:1], settings, picture=start)
+    settings = Settings(sampler, 10, "leading", guidance_scale=4.0, height=64, width=96, strength=0.6)
+    start = Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8))
+    mine = [drawn.picture for drawn in ours.sample(REQUESTS, settings, batch_size=2, picture=start)]
 
-    draws = PictureNoise([42], (4, 8, 8))
+    draws = PictureNoise([42, 7], (4, 8, 12))
     noise, posterior = (torch.from_numpy(draws()) for _ in range(2))
     monkeypatch.setattr("diffusers.models.autoencoders.vae.randn_tensor", lambda *_, **__: posterior)
     monkeypatch.setattr(
@@ -195,11 +196,12 @@ def test_picture_to_picture(networks, theirs, sampler, monkeypatch):
         diffusers.StableDiffusionXLImg2ImgPipeline, theirs, scheduler(sampler, timestep_spacing="leading")
     )
     expected = pipeline(
-        **text_states(ours, REQUESTS[:1]),
+        **text_states(ours, REQUESTS),
         **{name: value for name, value in sizes(settings).items() if name not in ("height", "width")},
-        image=start,
+        image=[start, start],
         strength=0.6,
         num_inference_steps=10,
         guidance_scale=4.0,
     ).images
-    assert mean_difference(mine.picture, expected[0]) <= LEVEL
+    for one, other in zip(mine, expected, strict=True):
+        assert mean_difference(one, other) <= LEVEL
