@@ -152,7 +152,7 @@ def test_files_that_are_no_such_files_are_told(tmp_path, monkeypatch, weight):
     text, empty = tmp_path / "some.png", tmp_path / "empty.txt"
     text.write_text("no picture")
     empty.write_text("\n")
-    words = [*TINY, "--weight", str(weight), "--prompt", "a red circle"]
+    words = [*TINY, "--weight", str(weight), "--prompt", "a red circle", "--save_path", str(tmp_path / "out")]
     for extra, message in (
         (["--task", "img2img", "--img", str(text)], "is no picture Pillow can read"),
         (["--init_latent_path", str(text)], "is no .npy file"),
