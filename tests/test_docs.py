@@ -126,6 +126,8 @@ def test_every_file_that_is_named_is_there():
             found[name(path)] = {one for one in named if not (ROOT / one).exists()}
     assert not {where: files for where, files in found.items() if files}
     recipes = {path.name for path in FILES if path.suffix == ".yaml"}
+    told = re.split("## All settings", TEXTS["docs/configuration.md"])[0]
+    assert not [recipe for recipe in recipes if not recipe.startswith(".") and recipe not in told]
     for page in map(name, PAGES):
         named = set(re.findall(r"`(\w+\.yaml)`", TEXTS[page]))
         assert named <= recipes | {"config.yaml"}, page
