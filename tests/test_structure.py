@@ -92,6 +92,12 @@ def test_doors_are_thin():
     assert not {path: modules for path, modules in found.items() if modules}
 
 
+def test_command_lines_are_read_in_one_way():
+    """argparse alone tells a mistake in many lines, and guesses flags from their beginnings."""
+    uses = [path for path in PYTHON if "ArgumentParser" in path.read_text(encoding="utf-8")]
+    assert {name(path) for path in uses} == {"gm/config/flags.py", name(Path(__file__))}
+
+
 def test_files_can_be_read_at_a_sitting():
     lengths = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in PYTHON}
     assert not {path: length for path, length in lengths.items() if length >= LONGEST}

@@ -25,6 +25,8 @@ from tests.sampling.reference import LEVEL, scheduler  # noqa: E402
 pytestmark = pytest.mark.reference
 
 REQUESTS = [Request("a red circle", 42, "blue"), Request("a green square", 7, "grey")]
+# Sides that do not halve evenly: 9x13, 5x7 and 3x4. Other tests here draw squares of 64 pixels.
+SIZE, LATENTS = {"height": 72, "width": 104}, (4, 9, 13)
 TIME_IDS = {"orig_height": 90, "orig_width": 70, "crop_coords_top": 3, "crop_coords_left": 5}
 
 
@@ -130,7 +132,7 @@ def test_text_to_picture(networks, theirs, sampler, spacing, prediction_type, ze
     beta = rescale_zero_terminal_snr(betas()) if zero_terminal else betas()
     ours = Pipeline(networks, Tokenizers(), alphas_cumprod(beta), prediction_type)
     settings = Settings(
-        sampler, 12, spacing, guidance_scale=6.0, guidance_rescale=0.7 * zero_terminal, height=64, width=96, **TIME_IDS
+        sampler, 12, spacing, guidance_scale=6.0, guidance_rescale=0.7 * zero_terminal, **SIZE, **TIME_IDS
     )
     mine = [drawn.picture for drawn in ours.sample(REQUESTS, settings, batch_size=2)]
     options = {"timestep_spacing": spacing, "prediction_type": prediction_type}
@@ -143,7 +145,7 @@ def test_text_to_picture(networks, theirs, sampler, spacing, prediction_type, ze
         num_inference_steps=12,
         guidance_scale=6.0,
         guidance_rescale=settings.guidance_rescale,
-        latents=torch.from_numpy(PictureNoise([42, 7], (4, 8, 12))()),
+        latents=torch.from_numpy(PictureNoise([42, 7], LATENTS)()),
     ).images
     assert np.std(np.asarray(expected[0])) > 5  # not a flat picture, which would say nothing
     for one, other in zip(mine, expected, strict=True):
@@ -152,7 +154,7 @@ def test_text_to_picture(networks, theirs, sampler, spacing, prediction_type, ze
 
 def test_prompts_of_a_run_share_one_graph(networks):
     ours = Pipeline(networks, Tokenizers(), alphas_cumprod(betas()))
-    settings = Settings("euler", 2, guidance_scale=6.0, height=64, width=96)
+    settings = Settings("euler", 2, guidance_scale=6.0, **SIZE)
     list(ours.sample(REQUESTS, settings, batch_size=2))
     before = compilation.done()
     more = [Request("three", 1), Request("other prompts", 2, "grey"), Request("and another", 3)]
@@ -160,32 +162,14 @@ def test_prompts_of_a_run_share_one_graph(networks):
     assert compilation.done() == before
 
 
-def test_sizes_that_do_not_halve_evenly(networks, theirs):
-    settings = Settings("euler", 6, guidance_scale=6.0, height=72, width=104)  # latents of 9x13, 5x7 and 3x4
-    ours = Pipeline(networks, Tokenizers(), alphas_cumprod(betas()))
-    mine = [drawn.picture for drawn in ours.sample(REQUESTS, settings, batch_size=2)]
-    pipeline = reference_pipeline(
-        diffusers.StableDiffusionXLPipeline, theirs, scheduler("euler", timestep_spacing="leading")
-    )
-    expected = pipeline(
-        **text_states(ours, REQUESTS),
-        **sizes(settings),
-        num_inference_steps=6,
-        guidance_scale=6.0,
-        latents=torch.from_numpy(PictureNoise([42, 7], (4, 9, 13))()),
-    ).images
-    for one, other in zip(mine, expected, strict=True):
-        assert mean_difference(one, other) <= LEVEL
-
-
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
 def test_picture_to_picture(networks, theirs, sampler, monkeypatch):
     ours = Pipeline(networks, Tokenizers(), alphas_cumprod(betas()))
-    settings = Settings(sampler, 10, "leading", guidance_scale=4.0, height=64, width=96, strength=0.6)
-    start = Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8))
+    settings = Settings(sampler, 10, "leading", guidance_scale=4.0, **SIZE, strength=0.6)
+    start = Image.fromarray(np.random.default_rng(3).integers(0, 256, (72, 104, 3), np.uint8))
     mine = [drawn.picture for drawn in ours.sample(REQUESTS, settings, batch_size=2, picture=start)]
 
-    draws = PictureNoise([42, 7], (4, 8, 12))
+    draws = PictureNoise([42, 7], LATENTS)
     noise, posterior = (torch.from_numpy(draws()) for _ in range(2))
     monkeypatch.setattr("diffusers.models.autoencoders.vae.randn_tensor", lambda *_, **__: posterior)
     monkeypatch.setattr(
