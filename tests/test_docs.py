@@ -80,7 +80,7 @@ def test_every_command_is_one_that_its_program_takes(where, file, line, monkeypa
     elif "--help" in words or "--print_config" in words:
         with pytest.raises(SystemExit):
             CONFIG_DOORS[file]([word for word in words if word not in ("--config", "FILE")])
-    elif words != ["..."]:
+    elif "..." not in words:
         CONFIG_DOORS[file](completed(file, words))
 
 
