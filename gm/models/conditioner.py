@@ -31,8 +31,8 @@ def conditioning_vector(pooled: Tensor, time_ids: Tensor) -> Tensor:
 class TextConditioner(Graph):
     """The text towers of a model: two (SDXL base), or one (its refiner, SD 1.x, SD 2.x).
 
-    ``construct`` takes token ids (B, 77) for each tower and returns ``context`` (B, 77, sum of the widths) and
-    ``pooled`` (B, P), None where no tower has a pooled state.
+    ``construct`` takes token ids (B, 77) for each tower and returns ``context`` (B, 77, sum of the widths) and, where a
+    tower has a pooled state, ``pooled`` (B, P). It returns no None, with which a graph cannot be kept on disk.
 
     Ids (B, n * 77) are n chunks, each with a start and an end of its own, as ``gm.data.tokens`` makes them of long
     texts. A tower, which has positions for 77, sees them one by one; their states follow each other in ``context``
@@ -46,7 +46,7 @@ class TextConditioner(Graph):
         self.length = min(architecture.max_length for architecture in architectures)
         self.vocabulary = min(architecture.vocab_size for architecture in architectures)
 
-    def construct(self, *ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def construct(self, *ids: Tensor) -> tuple[Tensor, ...]:
         contexts, pooled = (), None
         batch, length = ids[0].shape
         chunks = max(length // self.length, 1)
@@ -55,7 +55,8 @@ class TextConditioner(Graph):
             contexts = contexts + (context.reshape(batch, length, -1),)
             if projected is not None:
                 pooled = projected.reshape(batch, chunks, -1)[:, 0]
-        return contexts[0] if self.towers == 1 else ops.concat(contexts, axis=-1), pooled
+        context = contexts[0] if self.towers == 1 else ops.concat(contexts, axis=-1)
+        return (context,) if pooled is None else (context, pooled)
 
     def encode(self, ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The same from and to numpy arrays; ``pooled`` is (B, 0) where there is none.
@@ -64,9 +65,8 @@ class TextConditioner(Graph):
             SuiteError: ids the towers do not know, which the lookup itself would let pass without a word.
         """
         self.check(ids)
-        context, pooled = self(*(Tensor(array) for array in ids))
-        empty = np.zeros((len(context), 0), np.float32)
-        return context.asnumpy(), empty if pooled is None else pooled.asnumpy()
+        context, *pooled = (states.asnumpy() for states in self(*(Tensor(array) for array in ids)))
+        return context, pooled[0] if pooled else np.zeros((len(context), 0), np.float32)
 
     def check(self, ids: Sequence[np.ndarray]) -> None:
         """Raises SuiteError for ids the towers do not know."""

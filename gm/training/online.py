@@ -34,9 +34,8 @@ class PictureLoss(nn.Cell):
         *numbers: Tensor,
     ) -> tuple[Tensor, Tensor]:
         moments = ops.stop_gradient(self.autoencoder.encode(pictures))
-        context, pooled = self.conditioner(*ops.unstack(ids, axis=1))
+        states = self.conditioner(*ops.unstack(ids, axis=1))
         if not self.train_text:
-            context = ops.stop_gradient(context)
-            if pooled is not None:
-                pooled = ops.stop_gradient(pooled)
+            states = ops.stop_gradient(states)
+        context, pooled = states[0], states[1] if len(states) > 1 else None
         return self.loss(moments, posterior_noise, noise, input_noise, context, pooled, time_ids, *numbers)

@@ -1,4 +1,7 @@
 import dataclasses
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -123,3 +126,34 @@ def test_a_tokenizer_of_another_model_is_told(encoders_of):
     ids = np.full((1, 77), 49407, np.int32)
     with pytest.raises(SuiteError, match=r"ids up to 49407 .* know \d+: name the model's own tokenizer"):
         encoders_of().encode_text(ids, ids)
+
+
+CACHE = """
+import json, sys
+from gm import compilation, launch
+from gm.config import load
+from gm.data import cache
+config = load(sys.argv[1:])
+launch.start(config.launch)
+cache.build(config, progress=False)
+print(json.dumps([(each.what, each.from_cache) for each in compilation.done()]))
+"""
+
+
+@pytest.mark.slow
+def test_a_second_process_takes_kept_graphs_and_makes_the_same_bytes(
+    tmp_path, pictures, files, families, write_random_model
+):
+    """Of a model without a pooled state: None among a graph's outputs cannot be kept."""
+    weight = write_random_model(tmp_path / "model.ckpt", families["sd-1"])
+    flags = ["--weight", weight, "--tokenizer", "demo/tiny/tokenizer", "--data_path", pictures, "--resolution", "32"]
+    flags += ["--cache_latent", "True", "--cache_text_embedding", "True", "--compile_cache", tmp_path / "graphs"]
+    flags += ["--device_target", "CPU", "--threads", "1"]
+    made = []
+    for name in ("one", "two"):
+        command = [sys.executable, "-c", CACHE, *map(str, flags), "--cache_path", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        made.append(json.loads(done.stdout.splitlines()[-1]))
+    assert made == [[["AutoencoderEncoder", kept], ["TextConditioner", kept]] for kept in (False, True)]
+    assert files(tmp_path / "one") == files(tmp_path / "two")
