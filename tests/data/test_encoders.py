@@ -1,7 +1,9 @@
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +130,7 @@ def test_a_tokenizer_of_another_model_is_told(encoders_of):
         encoders_of().encode_text(ids, ids)
 
 
+ROOT = Path(__file__).parents[2]
 CACHE = """
 import json, sys
 from gm import compilation, launch
@@ -149,10 +152,12 @@ def test_a_second_process_takes_kept_graphs_and_makes_the_same_bytes(
     flags = ["--weight", weight, "--tokenizer", "demo/tiny/tokenizer", "--data_path", pictures, "--resolution", "32"]
     flags += ["--cache_latent", "True", "--cache_text_embedding", "True", "--compile_cache", tmp_path / "graphs"]
     flags += ["--device_target", "CPU", "--threads", "1"]
-    made = []
+    made, program = [], tmp_path / "program.py"  # MindSpore looks whether the program is the same
+    program.write_text(CACHE)
     for name in ("one", "two"):
-        command = [sys.executable, "-c", CACHE, *map(str, flags), "--cache_path", str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, program, *map(str, flags), "--cache_path", str(tmp_path / name)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
         made.append(json.loads(done.stdout.splitlines()[-1]))
     assert made == [[["AutoencoderEncoder", kept], ["TextConditioner", kept]] for kept in (False, True)]

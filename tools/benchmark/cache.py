@@ -41,7 +41,7 @@ from gm.config.flags import Parser, positive
 from gm.config.sections.data import DataConfig
 from gm.data import cache, cache_work, datasets, notes
 from gm.data.batches import Batches
-from gm.errors import UsageError, run_door
+from gm.errors import SuiteError, UsageError, run_door
 
 WARM_UP = 2  # batches or steps that do not count
 
@@ -188,14 +188,20 @@ def step(options: argparse.Namespace, root: Path) -> None:
         config.launch.threads = options.threads
         config.cache.latent = config.cache.text_embedding = kind == "cache"
         (root / "config.yaml").write_text(config.to_yaml())
-        door = [sys.executable, str(Path(__file__).resolve().parents[2] / "train.py"), "--config", root / "config.yaml"]
         if kind == "cache":
-            subprocess.run([*door, "--task", "cache"], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run(door, check=True, stdout=subprocess.DEVNULL)
+            _train(root / "config.yaml", "--task", "cache")
+        _train(root / "config.yaml")
         lines = [json.loads(line) for line in (root / config.train.run_name / "metrics.jsonl").read_text().splitlines()]
         medians[kind] = statistics.median(line["seconds"] for line in lines[WARM_UP:])
     for kind, seconds in medians.items():
         print(f"tiny, batch {options.batch}, {kind}: {seconds:.3f} s a step ({seconds / medians['pictures']:.2f})")
+
+
+def _train(config: Path, *flags: str) -> None:
+    command = [sys.executable, str(Path(__file__).resolve().parents[2] / "train.py"), "--config", str(config), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SuiteError(f"training ended with {done.returncode}: {done.stderr[-500:].strip()}")
 
 
 def entries(options: argparse.Namespace, root: Path) -> None:
@@ -219,7 +225,8 @@ def entries(options: argparse.Namespace, root: Path) -> None:
         print(f"{turn} start, {told['entries']} pictures: {told['open']:.1f} s", end=" ")
         print(f"({told['processor']:.1f} s of a core) to scan and open, {told['first']:.2f} s", end=" ")
         print(f"to the first batch of 4, {told['own'] - told['idle']:.0f} MB of memory")
-        print(f"  latent and text of a random sample: {told['median']:.3f} ms, 99 of 100 within {told['worst']:.3f} ms")
+        print(f"  latent and text of a random sample: {told['median']:.3f} ms, 99 of 100", end=" ")
+        print(f"within {told['worst']:.3f} ms ({told['worst_used']:.3f} ms of a core)")
 
 
 def opened(options: argparse.Namespace, root: Path) -> None:
@@ -233,16 +240,16 @@ def opened(options: argparse.Namespace, root: Path) -> None:
     with Batches(config, found.samples, found, encoders, Words()) as batches:
         next(batches)
         first = time.perf_counter() - begun
-    rng, seconds = np.random.default_rng(1), []
+    rng, taken = np.random.default_rng(1), []
     for index in rng.integers(0, len(found.samples), 5000):
         sample = found.samples[index]
-        begun = time.perf_counter()
+        begun = time.perf_counter(), time.thread_time()
         found.moments(sample, 0)
         found.text(sample.captions[0])
-        seconds.append(time.perf_counter() - begun)
-    milliseconds = 1000 * np.quantile(seconds, [0.5, 0.99])
-    keys = ("entries", "open", "processor", "first", "idle", "own", "median", "worst")
-    values = (len(found.samples), opening, used, first, *memory, megabytes(), *milliseconds)
+        taken.append((time.perf_counter() - begun[0], time.thread_time() - begun[1]))
+    (median, _), (worst, worst_used) = 1000 * np.quantile(taken, [0.5, 0.99], axis=0)
+    keys = ("entries", "open", "processor", "first", "idle", "own", "median", "worst", "worst_used")
+    values = (len(found.samples), opening, used, first, *memory, megabytes(), median, worst, worst_used)
     print(json.dumps(dict(zip(keys, values))))
 
 

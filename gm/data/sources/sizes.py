@@ -4,11 +4,12 @@ What is ordinary is narrow: for all else Pillow is asked, so what a picture is, 
 JPEG: ITU-T T.81 and JFIF; PNG: ISO/IEC 15948; orientation: tag 274 of the TIFF directory in EXIF data (CIPA DC-008).
 """
 
+import contextlib
 import struct
 import zlib
 from io import FileIO
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from gm.data.buckets import Size
 from gm.data.sample import PictureFile
@@ -16,6 +17,7 @@ from gm.data.transforms import ORIENTATION_TAG
 
 BLOCK = 2048  # bytes to read at a time: the whole header of a picture without a thumbnail in it
 LONGEST_CHUNK = 1 << 16
+LONGEST_PROFILE = PngImagePlugin.MAX_TEXT_CHUNK  # unpacked
 
 JPEG_FRAMES = (0xC0, 0xC1, 0xC2)
 # Least lengths of segments that say nothing of size and orientation: DHT, DRI, APP0, APP3 to APP12, APP14, APP15, COM.
@@ -25,12 +27,9 @@ PNG_MODES = frozenset(  # bits and colour type
     ((1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2), (1, 3), (2, 3), (4, 3), (8, 3), (8, 4), (16, 4))
     + ((8, 6), (16, 6))
 )
-PNG_CHUNKS = {b"PLTE": 0, b"bKGD": 0, b"cHRM": 32, b"eXIf": 8, b"gAMA": 4, b"hIST": 0, b"pHYs": 9, b"sBIT": 0} | {
-    b"sRGB": 1,
-    b"tEXt": 0,
-    b"tIME": 0,
-    b"tRNS": 6,
-}
+# Least lengths of the chunks that may come before the pixels.
+PNG_CHUNKS = dict.fromkeys((b"PLTE", b"bKGD", b"hIST", b"sBIT", b"tEXt", b"tIME"), 0)
+PNG_CHUNKS |= {b"cHRM": 32, b"eXIf": 8, b"gAMA": 4, b"iCCP": 3, b"pHYs": 9, b"sRGB": 1, b"tRNS": 6}
 
 TIFF_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes of each type
 SHORT, RATIONAL = 3, 5
@@ -109,6 +108,8 @@ def _jpeg(begin: _Begin) -> tuple[int, int, int | None]:
         elif kind == 0xE2:
             if length < 14 or begin.get(body, 4) == b"MPF\0":
                 raise UnusualError
+        elif kind == 0xED:
+            _check_resources(begin.get(body, length))
         elif kind == 0xDA and size is not None:
             begin.get(body, length)
             break
@@ -127,6 +128,20 @@ def _check_quantization(tables: bytes) -> None:
         at += 65 if tables[at] < 16 else 129
     if at != len(tables):
         raise UnusualError
+
+
+def _check_resources(content: bytes) -> None:
+    """Photoshop's blocks: a mark, a number, a name behind its length, data behind theirs, all at even places."""
+    at = 14 if content.startswith(b"Photoshop 3.0\0") else len(content)
+    while content[at : at + 4] == b"8BIM":
+        if at + 7 > len(content):
+            raise UnusualError
+        at += 7 + content[at + 6]
+        at += at & 1
+        if at + 4 > len(content):
+            raise UnusualError
+        at += 4 + int.from_bytes(content[at : at + 4], "big")
+        at += at & 1
 
 
 def _png(begin: _Begin) -> tuple[int, int, int | None]:
@@ -149,6 +164,8 @@ def _png(begin: _Begin) -> tuple[int, int, int | None]:
             keyword = chunk[4:-4].partition(b"\0")[0].lower()
             if b"exif" in keyword or b"xmp" in keyword:
                 raise UnusualError
+        elif kind == b"iCCP":
+            _check_profile(chunk[4:-4])
         elif kind == b"eXIf":
             if orientation is not None:
                 raise UnusualError
@@ -159,6 +176,16 @@ def _png(begin: _Begin) -> tuple[int, int, int | None]:
 def _check_sum(chunk: bytes) -> None:
     """Of a PNG chunk from its kind on, which the CRC-32 of both follows."""
     if zlib.crc32(chunk[:-4]) != int.from_bytes(chunk[-4:], "big"):
+        raise UnusualError
+
+
+def _check_profile(content: bytes) -> None:
+    """A name, the number of a compression, and what is compressed. That it is damaged Pillow takes for no profile."""
+    packed = content.partition(b"\0")[2]
+    unpacking = zlib.decompressobj()
+    with contextlib.suppress(zlib.error):
+        unpacking.decompress(packed[1:], LONGEST_PROFILE)
+    if packed[:1] != b"\0" or unpacking.unconsumed_tail:
         raise UnusualError
 
 

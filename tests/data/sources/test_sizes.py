@@ -65,12 +65,16 @@ def ordinary() -> dict[str, bytes]:
         grey = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
         files[f"png {mode}"] = written("PNG", grey if mode == "I;16" else photo.convert(mode))
     files["png of a program that draws"] = written("PNG", photo, pnginfo=text(parameters="a cat, steps: 30"))
+    resources = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\x05words\0" + b"8BIM\x04\x25\x03abc\0\0\0\x04done"
+    segment = b"\xff\xed" + struct.pack(">H", 2 + len(resources)) + resources
+    files["jpeg of a program that retouches"] = files["jpeg 6"][:2] + segment + files["jpeg 6"][2:]
+    files["png with a profile"] = written("PNG", photo, icc_profile=bytes(300))
     files["png with a density"] = written("PNG", photo, dpi=(300, 300))
     return files
 
 
 LYING = {f"{kind} {orientation}" for kind in ("jpeg", "png") for orientation in (5, 6, 7, 8)}
-LYING |= {"jpeg with a thumbnail", "jpeg with everything"}
+LYING |= {"jpeg with a thumbnail", "jpeg with everything", "jpeg of a program that retouches"}
 
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
@@ -86,7 +90,7 @@ def unusual() -> dict[str, bytes]:
     profile = "\nexif\n      8\n" + exif(6).hex()
     files["png turned by text"] = written("PNG", photo, pnginfo=text(**{"Raw profile type exif": profile}))
     files["two pictures in one"] = written("MPO", photo, save_all=True, append_images=[photo])
-    files["png with a profile"] = written("PNG", photo, icc_profile=bytes(300))
+    files["png with a profile of a megabyte"] = written("PNG", photo, icc_profile=bytes(1 << 20) + b"!")
     files["moving png"] = written("PNG", photo, save_all=True, append_images=[photo.rotate(90)])
     files |= {
         "nothing": b"",
