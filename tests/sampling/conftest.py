@@ -29,6 +29,22 @@ def tiny_cells():
 
 
 @pytest.fixture(scope="session")
+def shared_networks(tiny_cells):
+    from gm.sampling.networks import Networks
+
+    return Networks(TINY_SDXL, *tiny_cells)
+
+
+@pytest.fixture
+def tiny_networks(shared_networks):
+    """The same ready to draw; what one test compiles serves the next."""
+    import mindspore as ms
+
+    ms.set_context(mode=ms.GRAPH_MODE)
+    return shared_networks
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_cells, tmp_path_factory):
     """The same as a full checkpoint."""
     from gm.weights.load import write_parameters

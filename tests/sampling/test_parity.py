@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +9,6 @@ from PIL import Image
 from gm import compilation
 from gm.diffusion.schedule import alphas_cumprod, betas, rescale_zero_terminal_snr
 from gm.models.architecture import HEAD_WIDTH, TINY_SDXL
-from gm.sampling.networks import Networks
 from gm.sampling.noise import PictureNoise
 from gm.sampling.pipeline import Pipeline
 from gm.sampling.settings import Request, Settings
@@ -20,7 +18,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from diffusers.loaders import single_file_utils as single_file  # noqa: E402
 
-from tests.sampling.reference import LEVEL, scheduler  # noqa: E402
+from tests.sampling.reference import LEVEL, autoencoder, scheduler, weights_of  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
@@ -41,46 +39,25 @@ class Tokenizers:
 
 
 @pytest.fixture(scope="module")
-def networks(tiny_cells):
-    ms.set_context(mode=ms.GRAPH_MODE)
-    return Networks(TINY_SDXL, *tiny_cells)
-
-
-@pytest.fixture(scope="module")
 def theirs(tiny_cells):
-    unet_arch, autoencoder_arch = TINY_SDXL.unet, TINY_SDXL.autoencoder
+    arch = TINY_SDXL.unet
     unet = diffusers.UNet2DConditionModel(
-        block_out_channels=unet_arch.channels,
+        block_out_channels=arch.channels,
         layers_per_block=1,
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         transformer_layers_per_block=[1, 1, 1],
-        attention_head_dim=[max(1, width // HEAD_WIDTH) for width in unet_arch.channels],  # diffusers' word for heads
-        cross_attention_dim=unet_arch.context_dim,
-        norm_num_groups=unet_arch.norm_groups,
+        attention_head_dim=[max(1, width // HEAD_WIDTH) for width in arch.channels],  # diffusers' word for heads
+        cross_attention_dim=arch.context_dim,
+        norm_num_groups=arch.norm_groups,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=unet_arch.vector_dim,
+        projection_class_embeddings_input_dim=arch.vector_dim,
         sample_size=8,
     )
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=autoencoder_arch.channels,
-        layers_per_block=1,
-        norm_num_groups=autoencoder_arch.norm_groups,
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        latent_channels=4,
-        scaling_factor=autoencoder_arch.scale_factor,
-        force_upcast=False,
-    )
-    weights = [
-        {parameter.name: torch.from_numpy(parameter.asnumpy().copy()) for parameter in cell.get_parameters()}
-        for cell in tiny_cells[:2]
-    ]
-    unet.load_state_dict(single_file.convert_ldm_unet_checkpoint(weights[0], unet.config))
-    vae.load_state_dict(single_file.convert_ldm_vae_checkpoint(weights[1], vae.config))
-    return unet.eval(), vae.eval()
+    unet.load_state_dict(single_file.convert_ldm_unet_checkpoint(weights_of(tiny_cells[0]), unet.config))
+    return unet.eval(), autoencoder(tiny_cells[1], force_upcast=False)
 
 
 def reference_pipeline(kind, theirs, chosen):
@@ -128,9 +105,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("sampler", "spacing", "prediction_type", "zero_terminal"), CASES)
-def test_text_to_picture(networks, theirs, sampler, spacing, prediction_type, zero_terminal):
+def test_text_to_picture(tiny_networks, theirs, sampler, spacing, prediction_type, zero_terminal):
     beta = rescale_zero_terminal_snr(betas()) if zero_terminal else betas()
-    ours = Pipeline(networks, Tokenizers(), alphas_cumprod(beta), prediction_type)
+    ours = Pipeline(tiny_networks, Tokenizers(), alphas_cumprod(beta), prediction_type)
     settings = Settings(
         sampler, 12, spacing, guidance_scale=6.0, guidance_rescale=0.7 * zero_terminal, **SIZE, **TIME_IDS
     )
@@ -152,8 +129,8 @@ def test_text_to_picture(networks, theirs, sampler, spacing, prediction_type, ze
         assert mean_difference(one, other) <= LEVEL
 
 
-def test_prompts_of_a_run_share_one_graph(networks):
-    ours = Pipeline(networks, Tokenizers(), alphas_cumprod(betas()))
+def test_prompts_of_a_run_share_one_graph(tiny_networks):
+    ours = Pipeline(tiny_networks, Tokenizers(), alphas_cumprod(betas()))
     settings = Settings("euler", 2, guidance_scale=6.0, **SIZE)
     list(ours.sample(REQUESTS, settings, batch_size=2))
     before = compilation.done()
@@ -163,8 +140,8 @@ def test_prompts_of_a_run_share_one_graph(networks):
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
-def test_picture_to_picture(networks, theirs, sampler, monkeypatch):
-    ours = Pipeline(networks, Tokenizers(), alphas_cumprod(betas()))
+def test_picture_to_picture(tiny_networks, theirs, sampler, monkeypatch):
+    ours = Pipeline(tiny_networks, Tokenizers(), alphas_cumprod(betas()))
     settings = Settings(sampler, 10, "leading", guidance_scale=4.0, **SIZE, strength=0.6)
     start = Image.fromarray(np.random.default_rng(3).integers(0, 256, (72, 104, 3), np.uint8))
     mine = [drawn.picture for drawn in ours.sample(REQUESTS, settings, batch_size=2, picture=start)]

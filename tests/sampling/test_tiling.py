@@ -1,13 +1,10 @@
 """Tiles: one shape whatever the picture, seams that blend linearly, and diffusers' pictures from the same weights."""
 
-import mindspore as ms
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gm.models.architecture import AUTOENCODER, TINY_SDXL
-from gm.sampling.networks import Networks
 from gm.sampling.tiling import tiled
 
 TILE = 8  # latents
@@ -52,30 +49,12 @@ def test_a_seam_goes_linearly_from_one_tile_to_the_next(axis, length):
 
 
 @pytest.fixture(scope="module")
-def networks(tiny_cells):
-    ms.set_context(mode=ms.GRAPH_MODE)
-    return Networks(TINY_SDXL, *tiny_cells)
-
-
-@pytest.fixture(scope="module")
 def theirs(tiny_cells):
     """diffusers' autoencoder with the same weights and the same tiles."""
-    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
-    from diffusers.loaders import single_file_utils as single_file
+    pytest.importorskip("diffusers")
+    from tests.sampling.reference import autoencoder
 
-    arch = TINY_SDXL.autoencoder
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=arch.channels,
-        layers_per_block=arch.blocks_per_level,
-        norm_num_groups=arch.norm_groups,
-        down_block_types=["DownEncoderBlock2D"] * len(arch.channels),
-        up_block_types=["UpDecoderBlock2D"] * len(arch.channels),
-        latent_channels=arch.latent_channels,
-        sample_size=8 * TILE,
-    ).eval()
-    weights = {p.name: torch.from_numpy(p.asnumpy().copy()) for p in tiny_cells[1].get_parameters()}
-    assert all(name.startswith(AUTOENCODER) for name in weights)
-    vae.load_state_dict(single_file.convert_ldm_vae_checkpoint(weights, vae.config))
+    vae = autoencoder(tiny_cells[1], sample_size=8 * TILE)
     vae.enable_tiling()
     assert (vae.tile_latent_min_size, vae.tile_sample_min_size, vae.tile_overlap_factor) == (TILE, 8 * TILE, 0.25)
     return vae
@@ -93,7 +72,7 @@ def assert_close(ours, right):
 
 @pytest.mark.slow
 @pytest.mark.reference
-def test_tiles_are_those_of_diffusers_up_to_its_narrow_last_ones(networks, theirs):
+def test_tiles_are_those_of_diffusers_up_to_its_narrow_last_ones(tiny_networks, theirs):
     import torch
 
     rng = np.random.default_rng(1)
@@ -102,24 +81,25 @@ def test_tiles_are_those_of_diffusers_up_to_its_narrow_last_ones(networks, their
     with torch.no_grad():
         decoded = theirs.decode(torch.from_numpy(latents)).sample.numpy()
         moments = theirs.encode(torch.from_numpy(pictures)).latent_dist.parameters.numpy()
-    ours = tiled(networks.decode, latents * networks.scale_factor, TILE)
+    ours = tiled(tiny_networks.decode, latents * tiny_networks.scale_factor, TILE)
     whole = [8 * (length - OVERLAP) for length in SIZE]
     assert ours.shape == decoded.shape
     assert_close(ours[:, :, : whole[0], : whole[1]], decoded[:, :, : whole[0], : whole[1]])
     whole = [length - OVERLAP for length in SIZE]
-    ours = tiled(networks.encode, pictures, 8 * TILE)
+    ours = tiled(tiny_networks.encode, pictures, 8 * TILE)
     assert ours.shape == moments.shape
     assert_close(ours[:, :, : whole[0], : whole[1]], moments[:, :, : whole[0], : whole[1]])
 
 
 @pytest.mark.slow
 @pytest.mark.reference
-def test_one_graph_serves_every_tile_of_every_picture(networks):
+def test_one_graph_serves_every_tile_of_every_picture(tiny_networks):
     from gm import compilation
 
     rng = np.random.default_rng(2)
-    tiled(networks.decode, rng.normal(size=(1, 4, *SIZE)), TILE)
+    tiled(tiny_networks.decode, rng.normal(size=(1, 4, *SIZE)), TILE)
     before = len(compilation.done())
     for size in ((9, 8), (8, 23), (17, 19)):
-        assert tiled(networks.decode, rng.normal(size=(1, 4, *size)), TILE).shape == (1, 3, 8 * size[0], 8 * size[1])
+        picture = tiled(tiny_networks.decode, rng.normal(size=(1, 4, *size)), TILE)
+        assert picture.shape == (1, 3, 8 * size[0], 8 * size[1])
     assert len(compilation.done()) == before
