@@ -24,7 +24,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import nn
 
-from gm.files import replacing
+from gm.files import make_folder, replacing
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +54,10 @@ _done: list[Compilation] = []
 def keep_in(folder: str | Path | None) -> None:
     """Keep the graphs of this process in a folder, and take from there what is the same; None: keep nothing.
 
-    Once a process has kept a graph it keeps to that folder.
+    Once a process has kept a graph it keeps to that folder. Raises OSError if nothing can be kept there.
     """
     global _store
-    _store = None if folder is None else Store(Path(folder))
+    _store = None if folder is None else Store(make_folder(folder))
 
 
 def done() -> tuple[Compilation, ...]:

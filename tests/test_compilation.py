@@ -74,6 +74,12 @@ def test_values_of_parameters_are_no_part_of_a_graph():
     assert fingerprint(other) == fingerprint(Outer())
 
 
+def test_a_place_where_nothing_can_be_kept_is_told_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        compilation.keep_in(tmp_path / "file")
+
+
 def test_a_compilation_is_counted_once_for_each_shape():
     ms.set_context(mode=ms.GRAPH_MODE)
     cell, before = Outer(), len(compilation.done())
