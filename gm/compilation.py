@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,6 +48,7 @@ class Compilation:
 
 
 _store: "Store | None" = None
+_around: Callable[[], AbstractContextManager] = nullcontext
 _done: list[Compilation] = []
 
 
@@ -58,6 +59,12 @@ def keep_in(folder: str | Path | None) -> None:
     """
     global _store
     _store = None if folder is None else Store(make_folder(folder))
+
+
+def hold_around(around: Callable[[], AbstractContextManager]) -> None:
+    """Enter a context of this process's own around every compilation."""
+    global _around
+    _around = around
 
 
 def done() -> tuple[Compilation, ...]:
@@ -77,11 +84,13 @@ class Graph(nn.Cell):
             self.__dict__["_key"] = fingerprint(self)  # now, as compiling adds to what a Cell holds
         known.add(signature)
         started = time.monotonic()
-        with _store.entry(_hash(self._key, repr(signature))) if _store else nullcontext(lambda: False) as was_kept:
-            outputs = super().__call__(*inputs)
-        for output in outputs if isinstance(outputs, tuple) else (outputs,):
-            if isinstance(output, ms.Tensor):
-                output.asnumpy()  # a graph's first run belongs to its compilation
+        kept = _store.entry(_hash(self._key, repr(signature))) if _store else nullcontext(lambda: False)
+        with _around():
+            with kept as was_kept:
+                outputs = super().__call__(*inputs)
+            for output in outputs if isinstance(outputs, tuple) else (outputs,):
+                if isinstance(output, ms.Tensor):
+                    output.asnumpy()  # a graph's first run belongs to its compilation
         compilation = Compilation(
             type(self).__name__, tuple(shape for shape, _ in signature), time.monotonic() - started, was_kept()
         )
@@ -107,6 +116,8 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
         self.works = True
+        # What the names of its files begin with where MindSpore's own cluster connects the processes, and elsewhere.
+        self.roles = ("", "MS_WORKER") if int(os.environ.get("RANK_SIZE", "1")) > 1 else ("",)
 
     @contextmanager
     def entry(self, key: str) -> Iterator[Callable[[], bool]]:
@@ -118,26 +129,30 @@ class Store:
         if Store.process is None:
             used._open()
         number, Store.count = Store.count, Store.count + 1
-        graph, kept = used.work / f"compile_cache_{number}.mindir", used.kept / f"{key}.mindir"
-        laid = None
+        graphs = [used.work / f"{role}compile_cache_{number}.mindir" for role in used.roles]
+        kept, laid = used.kept / f"{key}.mindir", {}
         if kept.exists():
-            shutil.copyfile(kept, graph)
-            laid = graph.stat().st_mtime_ns
+            for graph in graphs:
+                shutil.copyfile(kept, graph)
+                laid[graph] = graph.stat().st_mtime_ns
         ms.set_context(enable_compile_cache=True, compile_cache_path=str(used.root))
+        made = None
         try:
-            yield lambda: laid is not None
+            yield lambda: made is None and bool(laid)
         finally:
             ms.set_context(enable_compile_cache=False)
-        if not graph.exists():
+        made = next((place for place in graphs if place.exists() and place.stat().st_mtime_ns != laid.get(place)), None)
+        if made is None and not laid:
             used.works = False
             log.warning("this MindSpore keeps its graphs in another way: --compile_cache has no effect")
             return
-        if graph.stat().st_mtime_ns != laid:
-            laid = None
-            for made, place in ((graph, kept), (used.work / used.DIGEST, used.kept / used.DIGEST)):
-                with replacing(place) as file, made.open("rb") as source:
+        if made is not None:
+            digest = made.with_name(made.name.removesuffix(f"compile_cache_{number}.mindir") + used.DIGEST)
+            for ours, place in ((made, kept), (digest, used.kept / used.DIGEST)):
+                with replacing(place) as file, ours.open("rb") as source:
                     shutil.copyfileobj(source, file)
-        graph.unlink()
+        for graph in graphs:
+            graph.unlink(missing_ok=True)
 
     def _open(self) -> None:
         self.kept = self.folder / _hash(*_surroundings())
@@ -147,7 +162,8 @@ class Store:
         self.work = self.root / f"rank_{os.environ.get('RANK_ID', '0')}" / "graph_cache"
         self.work.mkdir(parents=True)
         if (self.kept / self.DIGEST).exists():
-            shutil.copyfile(self.kept / self.DIGEST, self.work / self.DIGEST)
+            for role in self.roles:
+                shutil.copyfile(self.kept / self.DIGEST, self.work / f"{role}{self.DIGEST}")
         Store.process = self
 
 

@@ -79,9 +79,10 @@ def start(launch: LaunchConfig, together: bool = False) -> Device:
         from gm.parallel import communication
 
         communication.join(target, process, peers, launch.start_timeout)
-    if launch.compile_cache:
-        from gm import compilation
+    from gm import compilation
 
+    compilation.hold_around(peers.busy)
+    if launch.compile_cache:
         compilation.keep_in(launch.compile_cache)
     mode = "graph mode" if launch.ms_mode == 0 else "PyNative mode"
     log.info("device %s, %s, %s%s: ready in %.1f s", target, mode, versions, memory, time.monotonic() - begun)

@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gm.parallel.hub import PAUSED, PULSE, Hub, listen
+from gm.parallel.hub import PAUSED, PULSE, Hub, listen, others_found
 from gm.parallel.processes import TRIES, Process
 from gm.parallel.wire import Message, Wire
 
@@ -69,6 +69,7 @@ class Guard:
         self.hub: Wire | None = None
         self.kill_at: float | None = None
         self.said_bye = self.orphaned = self.closed = False
+        self.other_jobs: set[str] = set()  # that were found where ours was looked for
 
     def run(self) -> None:
         process, ports = self.process, range(self.process.port, self.process.port + TRIES)
@@ -84,12 +85,9 @@ class Guard:
             serving.start()
         self.hub = self._find(ports)
         if self.hub is None:
-            self.main.send(
-                {
-                    "stop": f"rank 0 was not found at {process.host}, ports {ports[0]} to {ports[-1]}, within "
-                    f"{self.order.start_timeout:g} s: see what its own log says"
-                }
-            )
+            where = f"at {process.host}, ports {ports[0]} to {ports[-1]}, within {self.order.start_timeout:g} s"
+            found = others_found(self.other_jobs)
+            self.main.send({"stop": f"rank 0 was not found {where}{found}: see what its own log says"})
         else:
             self._watch()
             self.hub.close()
@@ -111,6 +109,7 @@ class Guard:
                     for message in answer[1:]:
                         self.main.send(message)
                     return wire
+                self.other_jobs |= {message["welcome"] for message in answer or () if "welcome" in message}
                 wire.close()
             time.sleep(0.05)
         return None

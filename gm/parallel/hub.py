@@ -1,7 +1,8 @@
 """The meeting point of a job's ranks: all guards are connected to it, and learn from it when one of them is lost.
 
 guard -> hub    {"hello": job, "rank", "size", "host", "pid", "cores"}   {"alive": 1}   {"say": value, "turn", "name"}
-                {"failed": reason}   {"end": reason}   {"at": step}   {"bye": 1}
+                {"step": number}   {"done": 1}   {"busy": 1 or -1}   {"failed": reason}   {"end": reason}   {"at": step}
+                {"bye": 1}
 hub -> guard    {"welcome": job}   {"roster": [hello, ...]}   {"alive": 1}   {"heard": [value, ...], "turn"}
                 {"stop": line}   {"hold": reason}   {"end_at": step}   {"closed": 1}
 """
@@ -10,13 +11,23 @@ import selectors
 import socket
 import threading
 import time
+from dataclasses import dataclass, field
 
+from gm.parallel.pace import BEHIND, Pace
 from gm.parallel.wire import Message, Wire
 
 PULSE = 1.0  # seconds between signs of life
 PAUSED = 5.0  # a gap this long between two looks means that this process itself was stopped
 FAREWELL = 10  # times the silence: how long a rank may work on when another one has said goodbye
-BEHIND = 30  # times the silence: how long the others may wait for a rank that draws, saves or hangs
+
+
+@dataclass
+class Turn:
+    """A gathering that has begun: the place in the program that calls itself so, and what has come by rank."""
+
+    name: str
+    begun: float
+    values: dict[int, object] = field(default_factory=dict)
 
 
 class Hub(threading.Thread):
@@ -35,11 +46,11 @@ class Hub(threading.Thread):
         self.ranks: dict[int, Wire] = {}
         self.roster: dict[int, Message] = {}
         self.heard_of: dict[int, float] = {}
-        self.turns: dict[int, tuple[str, dict[int, object]]] = {}  # name and values, for every gathering
-        self.steps: dict[int, int] = {}  # begun by each rank
-        self.behind: dict[int, float] = {}  # ranks that are not at the furthest step, and since when
+        self.turns: dict[int, Turn] = {}
+        self.pace = Pace(size, silence)
         self.ends: dict[int, int] = {}  # steps begun when all were asked to end
         self.left: set[int] = set()
+        self.other_jobs: set[str] = set()  # whose ranks have looked for their own hub here
         self.holding = self.stopped = False
         self.begun = self.now = self.pulse = time.monotonic()
         self.first_farewell: float | None = None
@@ -83,6 +94,7 @@ class Hub(threading.Thread):
 
     def _welcome(self, wire: Wire, hello: Message) -> None:
         if hello["hello"] != self.job:  # another job, which looks for its own hub
+            self.other_jobs.add(hello["hello"])
             wire.send({"welcome": self.job})
             return
         rank, size = hello["rank"], hello["size"]
@@ -111,35 +123,34 @@ class Hub(threading.Thread):
             if len(self.ends) == self.size:
                 self._tell_all({"end_at": max(self.ends.values())})
         elif "step" in message:
-            self._follow(rank, message["step"])
+            self.pace.begins(rank, message["step"], self.now)
+        elif "done" in message:
+            self.pace.ends(rank, self.now)
+        elif "busy" in message:
+            self.pace.is_busy(rank, message["busy"], self.now)
         elif "bye" in message:
             self.left.add(rank)
             self.first_farewell = self.first_farewell or self.now
 
     def _gather(self, rank: int, message: Message) -> None:
-        turn = message["turn"]
-        name, values = self.turns.setdefault(turn, (message["name"], {}))
-        if name != message["name"]:
-            self._give_up(f"the ranks have lost each other: rank {rank} is at {message['name']!r}, others at {name!r}")
+        number, name = message["turn"], message["name"]
+        turn = self.turns.setdefault(number, Turn(name, self.now))
+        if turn.name != name:
+            at = f"rank {rank} is at {name!r}, others at {turn.name!r}"
+            self._give_up(f"the ranks have lost each other: {at}")
             return
-        values[rank] = message["say"]
-        if len(values) == self.size:
-            self._tell_all({"heard": [values[rank] for rank in range(self.size)], "turn": turn})
-            del self.turns[turn]
-
-    def _follow(self, rank: int, step: int) -> None:
-        self.steps[rank] = step
-        self.behind.pop(rank, None)
-        furthest = max(self.steps.values())
-        for other in self.steps:
-            if self.steps[other] < furthest:
-                self.behind.setdefault(other, self.now)
+        turn.values[rank] = message["say"]
+        if len(turn.values) == self.size:
+            self._tell_all({"heard": [turn.values[rank] for rank in range(self.size)], "turn": number})
+            del self.turns[number]
 
     def _look(self, now: float) -> None:
         """What follows from the time that has passed."""
         if now - self.now > PAUSED:  # nobody could have been heard meanwhile
             self.heard_of = dict.fromkeys(self.heard_of, now)
-            self.behind = dict.fromkeys(self.behind, now)
+            self.pace.forgive(now)
+            for turn in self.turns.values():
+                turn.begun = now
         self.now = now
         if self.stopped:
             return
@@ -149,14 +160,18 @@ class Hub(threading.Thread):
         if len(self.roster) < self.size and now - self.begun > self.start_timeout:
             missing = [str(rank) for rank in range(self.size) if rank not in self.roster]
             ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(missing)} of {self.size}"
-            self._give_up(f"{ranks} did not come within {self.start_timeout:g} s: see what their own logs say")
+            found = others_found(self.other_jobs)
+            self._give_up(f"{ranks} did not come within {self.start_timeout:g} s{found}: see what their own logs say")
         for rank in set(self.ranks) - self.left:
             if now - self.heard_of[rank] > self.silence:
                 self._give_up(f"{self._who(rank)} was lost: not a sign of life for {self.silence:g} s")
+        if not self.left and (hanging := self.pace.hanging(now)):
+            self._give_up(f"{self._hang(hanging[0])}: {hanging[1]}")
         patience = BEHIND * self.silence
-        for rank in [rank for rank, since in self.behind.items() if now - since > patience]:
-            others = f"the others began step {max(self.steps.values())} {patience:g} s ago, and it has not"
-            self._give_up(f"{self._who(rank)} hangs: {others}")
+        for turn in self.turns.values():
+            if now - turn.begun > patience:
+                missing = [rank for rank in range(self.size) if rank not in turn.values]
+                self._give_up(f"{self._hang(missing)}: others have waited at {turn.name!r} for {patience:g} s")
         patience = FAREWELL * self.silence
         if self.first_farewell and now - self.first_farewell > patience:
             busy = min(set(range(self.size)) - self.left)
@@ -171,9 +186,19 @@ class Hub(threading.Thread):
         for wire in list(self.ranks.values()):
             wire.send(message)
 
+    def _hang(self, ranks: list[int]) -> str:
+        named = ", ".join(self._who(rank) for rank in ranks[:3])
+        more = f" and {len(ranks) - 3} more" if len(ranks) > 3 else ""
+        return f"{named}{more} hang{'s' * (len(ranks) == 1)}"
+
     def _who(self, rank: int) -> str:
         known = self.roster.get(rank)
         return f"rank {rank} ({known['host']}, process {known['pid']})" if known else f"rank {rank}"
+
+
+def others_found(jobs: set[str]) -> str:
+    """What to add where a rank was not found but other jobs were: with another rank table it is another job."""
+    return f" (another job was: {min(jobs)}; is the rank table the same on all servers?)" if jobs else ""
 
 
 def listen(ports: range, everywhere: bool) -> socket.socket | None:

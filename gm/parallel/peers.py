@@ -5,7 +5,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,13 @@ class Alone:
 
     def may_take(self, step: int) -> bool:
         return True
+
+    def begins(self, step: int) -> None: ...
+
+    def has_done(self) -> None: ...
+
+    def busy(self) -> AbstractContextManager:
+        return nullcontext()
 
     def request_end(self, reason: str) -> None: ...
 
@@ -112,8 +120,24 @@ class Peers:
             if self._end_at is not None and step > self._end_at:
                 return False
             self._taken = step
-        self._wire.send({"step": step})
         return True
+
+    def begins(self, step: int) -> None:
+        """Say that this rank hands a step to its device. Whoever is long in the next is taken for one that hangs."""
+        self._wire.send({"step": step})
+
+    def has_done(self) -> None:
+        """Say that the device has done all the steps it was handed."""
+        self._wire.send({"done": 1})
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Around what is no part of a step and takes as long as it takes."""
+        self._wire.send({"busy": 1})
+        try:
+            yield
+        finally:
+            self._wire.send({"busy": -1})
 
     def request_end(self, reason: str) -> None:
         """Let all ranks end after the same step; safe in a signal handler."""

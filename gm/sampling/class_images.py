@@ -28,12 +28,16 @@ def draw_lacking(config: Config, peers: Peers | Alone) -> None:
     Raises:
         SuiteError: no weights, or without an autoencoder or text encoders; settings that cannot work.
     """
-    if peers.rank == 0 and not config.dry_run and (count := lacking_class_pictures(config.data)):
-        _draw(config, count)
-    peers.gather("class pictures")
+    if peers.rank == 0:
+        if not config.dry_run and (count := lacking_class_pictures(config.data)):
+            _draw(config, count, peers)
+        peers.gather("class picture", False)
+    else:
+        while peers.gather("class picture")[0]:  # each is a sign that rank 0 gets on
+            pass
 
 
-def _draw(config: Config, count: int) -> None:
+def _draw(config: Config, count: int, peers: Peers | Alone) -> None:
     data, sample = config.data, config.sample
     if not config.model.weight:
         raise UsageError(
@@ -51,6 +55,7 @@ def _draw(config: Config, count: int) -> None:
     bar = tqdm(zip(wanted, wishes, drawn), "class pictures", count, unit="picture", dynamic_ncols=True)
     for number, wish, picture in bar:
         save_picture(_place(folder, number), picture.picture, wish, about(config))
+        peers.gather("class picture", True)
     log.info("%d pictures of the class drawn into %s", count, folder)
 
 

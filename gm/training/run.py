@@ -156,6 +156,7 @@ class Run:
         if first and self.recorder.waiting:
             self.fetch()  # the steps before do not share the time of compiling
         with self.watch("step"):
+            self.world.peers.begins(step)
             with self.compiling(shape) if first else nullcontext():
                 outputs = self.step.take(parts, Tensor(np.float32(lr), ms.float32))
             compiled += self.compilations.book()
@@ -172,7 +173,8 @@ class Run:
         look = self.validation.due(step)
         if look:
             self.recorder.wait()
-            known |= self.validation.look(step, self.recorder.metrics.show)
+            with self.world.peers.busy():
+                known |= self.validation.look(step, self.recorder.metrics.show)
         if step % self.interval == 0 or step == train.max_train_steps or compiled or look:
             self.fetch()
 
@@ -201,6 +203,7 @@ class Run:
     def fetch(self) -> None:
         """Log the steps taken since the last time."""
         line, bad = self.recorder.fetch()
+        self.world.peers.has_done()
         if bad is not None:
             self.stop_at_nonfinite(bad)
         self.bar.set_postfix_str(f"loss {line['loss']:.4f}, {line['images_per_second']:.1f} images/s")
@@ -224,7 +227,7 @@ class Run:
         self.write()
 
     def write(self) -> None:
-        with self.watch("save") as spent:
+        with self.watch("save") as spent, self.world.peers.busy():
             progress = state.Progress(self.done, self.feed.cursor, self.config.train.seed)
             state.save(self.folder, progress, self.contents, self.world)
             if self.world.first:

@@ -106,7 +106,7 @@ def test_a_rank_for_which_the_others_wait_too_long_is_named(late):
     meeting.wait(BEHIND * SILENCE - 1)
     assert meeting.stopped is None
     meeting.wait(3)
-    assert meeting.stopped.startswith(f"rank {late} (a, process {100 + late}) hangs: the others began step 8 300 s ago")
+    assert meeting.stopped == f"rank {late} (a, process {100 + late}) hangs: step 8 was begun by others 300 s ago"
 
 
 def test_a_rank_that_catches_up_is_not_blamed():
@@ -117,6 +117,32 @@ def test_a_rank_that_catches_up_is_not_blamed():
         meeting.wait(BEHIND * SILENCE - 1)
         meeting.say(0, step=step)
     assert meeting.stopped is None
+
+
+def test_once_steps_have_been_timed_nobody_waits_long_for_one():
+    meeting = Meeting()
+    for step in (1, 2):
+        for rank in range(3):
+            meeting.say(rank, step=step)
+            meeting.say(rank, done=1)
+    meeting.say(1, busy=1)
+    meeting.wait(2 * SILENCE)
+    meeting.say(1, busy=-1)
+    meeting.say(1, step=3)
+    meeting.wait(SILENCE - 1)
+    assert meeting.stopped is None
+    meeting.wait(2)
+    assert meeting.stopped.startswith("rank 0 (a, process 100), rank 2 (a, process 102) hang: no step has begun")
+
+
+def test_who_does_not_come_to_a_gathering_is_named():
+    meeting = Meeting()
+    meeting.say(0, say=1, turn=0, name="agreement")
+    meeting.say(2, say=1, turn=0, name="agreement")
+    meeting.wait(BEHIND * SILENCE - 1)
+    assert meeting.stopped is None
+    meeting.wait(2)
+    assert meeting.stopped == "rank 1 (a, process 101) hangs: others have waited at 'agreement' for 300 s"
 
 
 def test_an_early_farewell_gives_the_others_time_but_not_for_ever():

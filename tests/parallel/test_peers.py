@@ -148,6 +148,28 @@ def test_a_rank_that_dies_or_hangs_ends_all_and_is_named(rank, number):
             assert "was lost" in errors
 
 
+def test_a_rank_that_hangs_in_its_program_ends_all_and_is_named():
+    lines = (
+        "for step in range(1, 20):",
+        "    me.may_take(step)",
+        "    if step == 10 and rank == 1: time.sleep(300)",
+        "    me.begins(step)",
+        "    me.gather('sum')",  # the step's collective
+        "    me.has_done()",
+    )
+    with Job(*lines) as job:
+        pid = job.met()[1]
+        for _, _, errors in job.ended():
+            assert errors.startswith(f"error: rank 1 ({socket.gethostname()}, process {pid}) hangs: no step has begun")
+
+
+def test_who_is_busy_is_waited_for():
+    lines = ("for step in (1, 2, 3):", "    me.begins(step)", "    me.gather('sum')", "    me.has_done()")
+    lines += ("if rank == 1:", "    with me.busy(): time.sleep(7)", "me.begins(4)", "me.gather('sum')", "me.leave()")
+    with Job(*lines) as job:
+        assert [code for code, _, _ in job.ended()] == [0, 0, 0]
+
+
 def test_a_guard_that_dies_is_noticed():
     with Job("time.sleep(60)") as job:
         pid = job.met()[1]

@@ -128,30 +128,43 @@ def test_a_second_server_starts_its_own_ranks(place):
 MEETING = """
 import os
 from gm.parallel import peers, processes
-me = peers.connect(processes.identify(os.environ), 20, 5)
+me = peers.connect(processes.identify(os.environ), int(os.environ.get("WAIT", 20)), 5)
 print(me.gather("rank", [me.rank, me.process.device_id]))
 me.leave()
 """
 
 
-def test_two_servers_meet_at_the_address_of_the_first(place):
+def meet(place, network=1, **variables) -> list[tuple[int, str, str]]:
+    """What came of two servers with two ranks each; ``network``: where the second believes its cards are."""
     (place / "meeting.py").write_text(MEETING)
-    servers = [
-        rank_table.make(f"127.0.0.{number}", [0, 1], {0: f"10.1.{number}.0", 1: f"10.1.{number}.1"})
-        for number in (1, 2)
-    ]
-    rank_table.merge(servers).write(place / "loop.json")
+    for own in {1, network}:
+        servers = [
+            rank_table.make(f"127.0.0.{number}", [0, 1], {0: f"10.{own}.{number}.0", 1: f"10.{own}.{number}.1"})
+            for number in (1, 2)
+        ]
+        rank_table.merge(servers).write(place / f"loop_{own}.json")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+        variables["MS_SCHED_PORT"] = str(probe.getsockname()[1])
     second, first = (
-        Launched(place, "loop.json", *ranks, "4", "data", command=["meeting.py"], MS_SCHED_PORT=port)
-        for ranks in (("2", "4"), ("0", "2"))
+        Launched(place, f"loop_{own}.json", *ranks, "4", "data", command=["meeting.py"], **variables)
+        for own, ranks in ((network, ("2", "4")), (1, ("0", "2")))
     )
-    for launched in (first, second):
-        code, output, errors = launched.ended()
+    return [first.ended(), second.ended()]
+
+
+def test_two_servers_meet_at_the_address_of_the_first(place):
+    for code, output, errors in meet(place):
         assert (code, errors) == (0, "")
         assert output.splitlines()[1] == "[[0, 0], [1, 1], [2, 0], [3, 1]]"
+
+
+def test_servers_with_different_rank_tables_are_told(place):
+    first, second = meet(place, network=2, WAIT="3")
+    hint = "another job was: rank table .*; is the rank table the same on all servers"
+    assert first[0] == second[0] == 1
+    assert re.search(f"rank 0 .*ranks 2, 3 of 4 did not come within 3 s .{hint}", first[2])
+    assert re.search(f"rank 2 .*rank 0 was not found at 127.0.0.1, .* within 3 s .{hint}", second[2])
 
 
 def test_the_exit_code_and_the_line_are_those_of_the_rank_that_failed_first(place):
@@ -239,6 +252,26 @@ def test_missing_files_are_one_line(place, monkeypatch):
         spawn.read_arguments(["none.json", "0", "3", "3", "data"])
     with pytest.raises(SuiteError, match="no folder of pictures at none"):
         spawn.read_arguments(["one.json", "0", "3", "3", "none"])
+
+
+WRONG = {
+    "no_json": (lambda text: text[:-9], "is no rank table"),
+    "twice": (lambda text: text.replace("192.168.1.5", "192.168.1.4"), "192.168.1.4"),
+    "gap": (lambda text: text.replace('"rank_id": "2"', '"rank_id": "3"'), "rank"),
+    "no_number": (lambda text: text.replace('"device_id": "5"', '"device_id": "five"'), "five"),
+}
+
+
+@pytest.mark.parametrize("name", list(WRONG))
+def test_a_wrong_rank_table_starts_nothing(place, name):
+    change, told = WRONG[name]
+    text = (place / "one.json").read_text()
+    assert change(text) != text
+    (place / "wrong.json").write_text(change(text))
+    code, output, errors = Launched(place, "wrong.json", "0", "3", "3", "data").ended()
+    assert (code, output, len(errors.splitlines())) == (1, "", 1)
+    assert errors.startswith("error: wrong.json")
+    assert told in errors
 
 
 def test_the_shell_scripts_hand_over_to_it(place):

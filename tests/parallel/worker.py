@@ -12,14 +12,16 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gm import launch
 from gm.config import Config
+from gm.config.sections.machine import LaunchConfig
 
-DEVICE = launch.start(Config().launch, together=True)
+DEVICE = launch.start(LaunchConfig(rank_timeout=20), together=True)
 
 import mindspore as ms
 import numpy as np
@@ -39,6 +41,7 @@ from gm.training.step import tensors
 
 GLOBAL = 4  # samples of a forward pass on all devices together
 STEPS = 4
+OVERFLOW = 1  # the step in which half precision meets a sample with too large a gradient
 SIDE, WIDTH, CONTEXT = 4, 8, 6
 ARCHITECTURE = ModelArchitecture("sd-1", UNetArchitecture(vector_dim=None), None, (), size_numbers=0)
 
@@ -114,8 +117,9 @@ def configuration(settings: dict, batch: int = 1) -> Config:
     return config
 
 
-def samples(seed: int, count: int) -> dict[str, np.ndarray]:
-    """Fields of a batch; the last sample only fills it up, as at the end of an epoch."""
+def samples(seed: int, count: int, spike: bool = False) -> dict[str, np.ndarray]:
+    """Fields of a batch; the last sample only fills it up, as at the end of an epoch. With a ``spike`` the gradient of
+    the first one is beyond the range of float16."""
     rng = np.random.default_rng(seed)
     alpha = np.sqrt(rng.uniform(0.1, 0.9, count))
     latents = (count, 4, SIDE, SIDE)
@@ -135,12 +139,16 @@ def samples(seed: int, count: int) -> dict[str, np.ndarray]:
         "weight": np.append(np.full(count - 1, count / (count - 1)), 0),
         "inverse_huber_c": np.zeros(count),
     }
+    if spike:
+        batch["weight"][0] = 1e6
     return {name: values.astype(np.float32) for name, values in batch.items()}
 
 
-def parts_of(step: int, turns: int, batch: int, place: int, places: int) -> list[dict[str, np.ndarray]]:
+def parts_of(
+    step: int, turns: int, batch: int, place: int, places: int, spike: bool = False
+) -> list[dict[str, np.ndarray]]:
     """The batches one device has of a step, as ``gm.data.batches`` deals them out."""
-    whole = samples(step, GLOBAL * turns)
+    whole = samples(step, GLOBAL * turns, spike)
     starts = [(turn * places + place) * batch for turn in range(turns)]
     return [{name: values[start : start + batch] for name, values in whole.items()} for start in starts]
 
@@ -165,8 +173,11 @@ def train(name: str, folder: Path, resumed: Path | None) -> None:
         start = restore(RunFolder(resumed.parent.parent, resumed), parts.contents).step
     turns, numbers = config.optim.gradient_accumulation_steps, []
     for step in range(start, STEPS):
-        dealt = [tensors(one) for one in parts_of(step, turns, config.data.per_batch_size, *world.batch)]
-        numbers.append(parts.step.take(dealt, Tensor(1e-3 / (1 + step), ms.float32)).fetch()[:3])
+        spike = "half" in name and step == OVERFLOW
+        batches = parts_of(step, turns, config.data.per_batch_size, *world.batch, spike)
+        lr = Tensor(1e-3 / (1 + step), ms.float32)
+        fetched = parts.step.take([tensors(one) for one in batches], lr).fetch()
+        numbers.append([number for number in fetched if number is not None])
         if step + 1 in (STEPS // 2, STEPS):
             save(RunFolder(folder), Progress(step + 1, (0, step + 1), 0), parts.contents, world)
             if folder.name.endswith("_killed") and DEVICE.rank == DEVICE.size - 1:
@@ -175,25 +186,27 @@ def train(name: str, folder: Path, resumed: Path | None) -> None:
 
 
 class Source:
-    """Endless batches of this device; when it has read ``signalled`` of them, it sends itself SIGTERM."""
+    """Endless batches of this device; ``event`` happens when it has read so many."""
 
     sizes = ((8 * SIDE, 8 * SIDE),)
     steps_per_epoch = 100
 
-    def __init__(self, batch: int, world: World, signalled: int | None):
-        self.cursor, self.batch, self.world, self.signalled = (0, 0), batch, world, signalled
+    def __init__(self, batch: int, world: World, event: Callable[[], None], after: int | None):
+        self.cursor, self.batch, self.world = (0, 0), batch, world
+        self.event, self.after = event, after
 
     def __next__(self) -> dict[str, np.ndarray]:
         epoch, step = self.cursor
         self.cursor = (epoch, step + 1)
-        if step + 1 == self.signalled:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if step + 1 == self.after:
+            self.event()
         return parts_of(step, 1, self.batch, *self.world.batch)[0]
 
 
-def interrupt(folder: Path) -> None:
-    """A run of 30 steps whose last process is asked to end in the second one."""
+def run(folder: Path, event: Callable[[], None], after: int) -> None:
+    """A run of 30 steps; ``event`` happens to its last process."""
     settings = CASES["zero2"] | {"train.max_train_steps": 30, "train.save_path": str(folder), "optim.scale_lr": True}
+    settings["train.save_ckpt_interval"] = 3
     world = World(Mesh.of(configuration(settings).parallel, DEVICE.size, DEVICE.rank), DEVICE.peers)
     config = configuration(settings, GLOBAL // world.batch[1])
     parts = assemble(config, ARCHITECTURE, network(config), world=world)
@@ -201,10 +214,20 @@ def interrupt(folder: Path) -> None:
     if world.first:
         folder.mkdir(parents=True)
     world.wait("folder")
-    source = Source(config.data.per_batch_size, world, 2 if world.rank == world.size - 1 else None)
+    source = Source(config.data.per_batch_size, world, event, after if world.rank == world.size - 1 else None)
     run = Run(config, RunFolder(folder), ARCHITECTURE, parts, source, world=world)
     run.go()
     (folder / f"done_{world.rank}").write_text(str(run.done))
+
+
+def interrupt(folder: Path) -> None:
+    """Asked to end in the second step."""
+    run(folder, lambda: os.kill(os.getpid(), signal.SIGTERM), 2)
+
+
+def hang(folder: Path) -> None:
+    """It waits for ever for the data of the fifth step."""
+    run(folder, lambda: time.sleep(600), 5)
 
 
 GROUPS = {"fsdp": ("fsdp",), "data": ("data",), "all": ("data", "fsdp")}
@@ -250,8 +273,8 @@ def main(folder: str, *names: str) -> None:
         case, _, state = name.partition("=")
         if case == "communicate":
             communicate(Path(folder) / case)
-        elif case == "interrupt":
-            interrupt(Path(folder) / case)
+        elif case in ("interrupt", "hang"):
+            {"interrupt": interrupt, "hang": hang}[case](Path(folder) / case)
         else:
             train(
                 case.removesuffix("_again").removesuffix("_killed"), Path(folder) / case, Path(state) if state else None

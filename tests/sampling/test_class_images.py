@@ -37,13 +37,24 @@ def config(tmp_path):
 
 @pytest.fixture
 def draw(config, monkeypatch):
-    def run(most=1000):
+    def run(most=1000, peers=None):
         painter = Painter(most)
         monkeypatch.setattr(class_images, "build", lambda *_: painter)
-        class_images.draw_lacking(config, Alone())
+        class_images.draw_lacking(config, peers or Alone())
         return painter.asked
 
     return run
+
+
+class Told:
+    """What a rank says to the others, and hears from rank 0."""
+
+    def __init__(self, rank, heard=()):
+        self.rank, self.heard, self.said = rank, list(heard), []
+
+    def gather(self, name, value=None):
+        self.said.append(value)
+        return [self.heard.pop(0) if self.heard else value]
 
 
 def colours(folder):
@@ -61,6 +72,14 @@ def test_interrupted_it_goes_on_to_the_same_pictures(draw, tmp_path):
         draw(most=2)
     assert draw() == [42, 43, 44]
     assert colours(tmp_path / "class") == {f"class_{number:05}.png": 40 + number for number in range(5)}
+
+
+def test_rank_0_draws_and_says_so_of_every_picture(draw, config):
+    first, other = Told(0), Told(1, heard=[True] * 5 + [False])
+    assert draw(peers=first) == [40, 41, 42, 43, 44]
+    assert first.said == [True] * 5 + [False]
+    assert draw(peers=other) == []
+    assert (len(other.said), other.heard) == (6, [])
 
 
 def test_pictures_that_are_there_count(draw, tmp_path, config):

@@ -35,7 +35,11 @@ class LaunchConfig:
     )
     is_parallel: bool = setting(False, "several processes are expected, which train together (docs/distributed.md)")
     rank_timeout: int = setting(
-        60, "several processes: without a sign of life for so long a rank is lost, and all stop", unit="s", at_least=5
+        60,
+        "several processes: a rank is lost that gives no sign of life for so long, or is so long in a step that takes "
+        "five times as long as any before; all stop",
+        unit="s",
+        at_least=5,
     )
     start_timeout: int = setting(
         600, "several servers: how long the first rank waits for the last to be started", unit="s", at_least=5
