@@ -196,6 +196,18 @@ class TestShared:
         assert f"no sign of process {os.getpid()} on" in caplog.text
         assert files(config.cache.path) == whole
 
+    def test_only_rank_0_shows_how_far_it_is_how_fast_and_for_how_long(
+        self, config, encoders, tokenizers, capsys, monkeypatch
+    ):
+        monkeypatch.setattr(cache_work, "SHARD_ENTRIES", 2)
+        cache.build(config, encoders, tokenizers, rank=1)
+        assert "pictures" not in capsys.readouterr().err
+        config.cache.dtype = "fp16"
+        cache.build(config, encoders, tokenizers)
+        shown = capsys.readouterr().err
+        for kind, count in (("pictures", 10), ("captions", 11)):
+            assert re.search(rf"cache {kind}: +\d+%\|.*\| \d+/{count} \[\d\d:\d\d<\d\d:\d\d, +\S+ {kind}/s\]", shown)
+
     def test_only_rank_0_writes_the_index(self, fill, config, whole, files):
         fill(rank=1)
         indexes = {f"{kind}/index.json" for kind in ("latents", "texts")}
