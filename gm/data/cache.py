@@ -10,6 +10,7 @@ found again is never made again.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from gm.config import Config
 from gm.data import datasets
 from gm.data.cache_plan import Plan
 from gm.data.cache_store import ShardStore, damaged
-from gm.data.cache_work import Captions, Pictures, broken
+from gm.data.cache_work import Captions, Pictures
 from gm.data.encoders import Encoders
 from gm.data.prefetch import uncollected
-from gm.data.sample import Sample
+from gm.data.sample import Problem, Sample
 from gm.data.tokens import Tokenizers
 from gm.data.transforms import Framing
 from gm.errors import SuiteError
@@ -45,30 +46,34 @@ def build(
     others do. ``rank`` 0 shows the progress and writes the index. ``samples``: only these of the folder.
 
     Raises:
-        SuiteError: pictures that are broken or changed meanwhile, values that are not finite, no room on the disk.
+        SuiteError: pictures that are broken or changed meanwhile, or with on_bad_sample=skip more than that leaves out,
+            values that are not finite, no room on the disk.
         OSError: the cache cannot be written.
     """
     both = config.cache.latent == config.cache.text_embedding
+    problems: list[Problem] = []
     if samples is None:
-        samples = datasets.scan(config.data, Path(config.cache.path) / datasets.REPORT)
+        samples, problems = datasets.inspect(config.data)
+        _judge(config, samples, problems, {})
     plan = Plan.gather(config, samples, encoders, tokenizers)
     pictures = plan.needed_latents() if both or config.cache.latent else {}
     captions = plan.needed_texts() if both or config.cache.text_embedding else {}
     for store in (plan.latents, plan.texts):
         for path in store.remove_damaged():
             log.warning("cache: %s is damaged; it is made again", path)
-    refused = {key: plan.latents.refused[key] for key in pictures if key in plan.latents.refused}
-    if refused and config.data.on_bad_sample != "skip":
-        raise broken({pictures[key][0].id: reason for key, reason in refused.items()})
-    for key, reason in refused.items():
-        log.warning("cache: picture %s left out: %s", pictures[key][0].id, reason)
+    refused = plan.refused_samples() if pictures else {}
+    if refused:
+        _judge(config, samples, problems, refused)
     show = progress and rank == 0
     work = Pictures(config, plan, pictures, show), Captions(config, plan, captions, show)
     made = [kind.do(wait=False) for kind in work]
     made = [count + kind.do(wait=True) for count, kind in zip(made, work)]
     if rank == 0:
-        for store in (plan.latents, plan.texts):
-            ShardStore(store.folder).save_index()  # of what other processes have made, too
+        plan.latents, plan.texts = ShardStore(plan.latents.folder), ShardStore(plan.texts.folder)  # of all processes
+        plan.latents.save_index()
+        plan.texts.save_index()
+        if pictures and (found := plan.refused_samples()) != refused:
+            _judge(config, samples, problems, found)
     did = "all there: nothing to do"
     if any(kind.total for kind in work):
         did = f"{made[0]} and {made[1]} encoded now"
@@ -94,8 +99,7 @@ def open(
     if config.cache.latent:
         needed = plan.needed_latents()
         refused = plan.refused_samples()
-        if refused and config.data.on_bad_sample != "skip":
-            raise broken(refused)
+        datasets.judge(config.data, _problems(refused), len(samples) - len(refused))
         plan.samples = [sample for sample in samples if sample.id not in refused]
         there = (plan.latents, plan.latents.refused)
         lacking = [sample.id for key, (sample, _) in needed.items() if not any(key in entries for entries in there)]
@@ -129,6 +133,18 @@ class Cache:
         """Context (77, C) and pooled (P,) float32 of a caption; "" is the empty prompt."""
         entry = self._plan.texts.read(self._plan.keys.text(caption))
         return entry["context"].astype(np.float32), entry["pooled"].astype(np.float32)
+
+
+def _judge(config: Config, samples: Sequence[Sample], problems: Sequence[Problem], refused: Mapping[str, str]) -> None:
+    """Report ``problems`` of the scan and ``refused`` samples of it. Raises SuiteError if these are too many."""
+    report = Path(config.cache.path) / datasets.REPORT
+    every = sorted([*problems, *_problems(refused)], key=lambda problem: problem.id)
+    datasets.write_report(report, every)
+    datasets.judge(config.data, every, len(samples) - len(refused), report)
+
+
+def _problems(refused: Mapping[str, str]) -> list[Problem]:
+    return [Problem(id, reason) for id, reason in sorted(refused.items())]
 
 
 def _complain(path: str, what: str, lacking: list[str], needed: int) -> None:

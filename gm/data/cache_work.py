@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gm.config import Config
-from gm.data import decoding, transforms
+from gm.data import datasets, decoding, transforms
 from gm.data.cache_plan import Plan
 from gm.data.cache_store import ShardStore, shard_name
 from gm.data.claims import PATIENCE, PAUSE, Claims
@@ -62,18 +62,20 @@ class Work:
 
     unit: str  # for people, of many entries and
     one: str
+    needed: Mapping[str, object]  # by key, of those that are there, too
 
     def __init__(self, config: Config, plan: Plan, store: ShardStore, missing: Mapping[str, Sequence[str]], show: bool):
         """``missing``: labels and the keys of the shards to make under each, sorted."""
         self.plan, self.store, self.show = plan, store, show
         self.dtype = DTYPES[config.cache.dtype]
-        self.skip = config.data.on_bad_sample == "skip"
+        self.skip, self.left_out = config.data.on_bad_sample == "skip", 0
         # What is there already went in whole shards, so what is left falls into the same ones as if nothing had been.
         self.shards = [
             Shard(label, keys) for label, every in missing.items() for keys in _batches(every, SHARD_ENTRIES)
         ]
         self.total = _entries(self.shards)
         self.estimated = False
+        self.most_left_out = datasets.most_skipped(len(self.needed))
 
     def prepared(self, shards: Iterator[Shard]) -> Iterator[Batch]:
         """Batches of the shards, in order. Runs in a thread of its own."""
@@ -144,10 +146,8 @@ class Work:
         written: Future | None = None
         with ThreadPoolExecutor(1) as writer, closing(Prefetcher(self.prepared(shards), READY_BATCHES)) as batches:
             for batch in batches:
-                if batch.refused and not self.skip:
-                    raise broken({self.named(key): reason for key, reason in batch.refused.items()})
-                for key, reason in batch.refused.items():
-                    log.warning("cache: %s %s left out: %s", self.one, self.named(key), reason)
+                if batch.refused:
+                    self._refuse(batch.refused)
                 refused |= batch.refused
                 parts = self._stored(self.encode(*batch.arrays), batch.keys) if batch.keys else {}
                 for row, key in enumerate(batch.keys):
@@ -164,6 +164,19 @@ class Work:
             if written is not None:
                 written.result()
         return made
+
+    def _refuse(self, reasons: Mapping[str, str]) -> None:
+        """Go on without these keys, or raise SuiteError."""
+        if not self.skip:
+            raise broken({self.named(key): reason for key, reason in reasons.items()})
+        for key, reason in reasons.items():
+            log.warning("cache: %s %s left out: %s", self.one, self.named(key), reason)
+        self.left_out += len(reasons)
+        if self.left_out > self.most_left_out:
+            raise SuiteError(
+                f"{self.left_out} of {len(self.needed)} {self.unit} cannot be used, which this log names, and not all "
+                f"were looked at; {datasets.TOO_MANY}"
+            )
 
     def _write(self, shard: Shard, entries: dict, refused: dict[str, str], claims: Claims) -> None:
         self.store.write(shard.label, entries, refused)

@@ -23,6 +23,7 @@ NAMED_IN_ERRORS = 3
 # on_bad_sample=skip is for the odd broken download; more than this share means that something else is wrong.
 LARGEST_SKIPPED_SHARE = 0.01
 ALWAYS_SKIPPABLE = 3
+TOO_MANY = f"that is more than {LARGEST_SKIPPED_SHARE:.0%}, too many to skip: mend or remove them"
 KINDS = ", ".join(sorted(PICTURE_SUFFIXES))
 NOTES = ".scan.json"  # beside the pictures: what was found in files that have not changed since
 REPORT = "bad_samples.csv"
@@ -130,11 +131,14 @@ def judge(data: DataConfig, problems: Sequence[Problem], good: int, report: Path
         captions = any(problem.reason == "no caption" for problem in problems)
         remedy = "--missing_caption empty|filename, or " if captions else ""
         raise SuiteError(f"{told}; mend or remove them, or go on with {remedy}--on_bad_sample skip")
-    if not good or len(problems) > max(ALWAYS_SKIPPABLE, LARGEST_SKIPPED_SHARE * (good + len(problems))):
-        raise SuiteError(
-            f"{told}; that is more than {LARGEST_SKIPPED_SHARE:.0%}, too many to skip: mend or remove them"
-        )
+    if not good or len(problems) > most_skipped(good + len(problems)):
+        raise SuiteError(f"{told}; {TOO_MANY}")
     log.warning("%s; left out", told)
+
+
+def most_skipped(samples: int) -> float:
+    """How many of so many samples on_bad_sample=skip leaves out."""
+    return max(ALWAYS_SKIPPABLE, LARGEST_SKIPPED_SHARE * samples)
 
 
 def write_report(path: Path, problems: Sequence[Problem]) -> None:

@@ -217,27 +217,58 @@ def test_values_that_are_no_numbers_never_get_in(config, encoders, tokenizers, v
 
 
 @pytest.fixture
-def truncated(pictures):
-    """A picture whose header is good and whose pixels are not."""
-    Image.effect_noise((64, 64), 50).save(pictures / "bad.png")
-    (pictures / "bad.png").write_bytes((pictures / "bad.png").read_bytes()[:-900])
-    (pictures / "bad.txt").write_text("caption 1")
+def truncate(pictures):
+    """Write a picture whose header is good and whose pixels are not."""
+
+    def write(name):
+        Image.effect_noise((64, 64), 50).save(pictures / f"{name}.png")
+        (pictures / f"{name}.png").write_bytes((pictures / f"{name}.png").read_bytes()[:-900])
+        (pictures / f"{name}.txt").write_text("caption 1")
+
+    return write
 
 
-@pytest.mark.usefixtures("truncated")
-def test_pictures_that_break_while_decoding_stop_the_cache(build):
+def test_pictures_that_break_while_decoding_stop_the_cache(build, truncate):
+    truncate("bad")
     with pytest.raises(SuiteError, match=r"broken pictures: bad.png \(broken picture: .*--on_bad_sample skip"):
         build()
 
 
-@pytest.mark.usefixtures("truncated")
-def test_pictures_that_break_while_decoding_are_left_out_when_asked_for(config, build, encoders, tokenizers):
+def test_pictures_that_break_while_decoding_are_left_out_when_asked_for(
+    config, build, encoders, tokenizers, truncate, pictures, caplog
+):
+    truncate("bad")
+    (pictures / "worse.png").write_bytes(b"none")
     config.data.on_bad_sample = "skip"
     assert build() == (10, 11)
+    report = Path(config.cache.path, "bad_samples.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in report] == ["sample", "bad.png", "worse.png"]
+    assert "2 of 12 samples" in caplog.text
     assert build() == (0, 0)
+    assert Path(config.cache.path, "bad_samples.csv").read_text().splitlines() == report
     assert [sample.id for sample in cache.open(config, None, encoders, tokenizers).samples] == [
         f"{index}.png" for index in range(10)
     ]
+    (pictures / "worse.png").unlink()
     config.data.on_bad_sample = "error"
+    with pytest.raises(SuiteError, match=r"1 of 11 samples .* bad.png .*bad_samples.csv; .*--on_bad_sample skip"):
+        build()
     with pytest.raises(SuiteError, match=r"bad.png"):
         cache.open(config, None, encoders, tokenizers)
+
+
+def test_too_many_pictures_that_break_while_decoding_are_never_left_out(
+    config, build, encoders, tokenizers, truncate, monkeypatch
+):
+    config.data.on_bad_sample = "skip"
+    for number in range(3):
+        truncate(f"bad{number}")
+    assert build() == (10, 11)
+    truncate("bad3")
+    with pytest.raises(SuiteError, match=r"4 of 14 samples .* too many to skip"):  # three are known
+        build()
+    with pytest.raises(SuiteError, match=r"4 of 14 samples .* too many to skip"):
+        cache.open(config, None, encoders, tokenizers)
+    config.data.resolution = 40
+    with pytest.raises(SuiteError, match=r"4 of 14 pictures cannot be used, .* too many to skip"):
+        build()
