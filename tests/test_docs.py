@@ -57,12 +57,14 @@ def commands() -> list[tuple[str, str, str]]:
 
 
 def known_flags(file: str) -> set[str]:
-    """Those that stand in a program's source, and those of the program it hands its arguments on to."""
+    """Those that stand in a program's code, and those of the program it hands its arguments on to."""
     source = (ROOT / file).read_text(encoding="utf-8")
-    known = set(re.findall(r"--\w+", source)) | {"--help", "--debug"}
+    code = re.sub(r"^\s*#.*", "", source, flags=re.MULTILINE)
+    known = set(re.findall(r"--\w+" if file.endswith(".sh") else r"[\"'](--\w+)[\"']", code)) | {"--help", "--debug"}
     if "start_ranks" in source:
         known |= {f"--{flag}" for flag in flags("train")}
-    return known | (known_flags("demo/tiny/quickstart.py") if file == "scripts/quickstart.sh" else set())
+    onward = {"quickstart.py": "demo/tiny/quickstart.py", "gm.generated": "gm/generated.py"}
+    return known.union(*(known_flags(other) for word, other in onward.items() if word in code and other != file))
 
 
 def test_there_is_something_to_check():
