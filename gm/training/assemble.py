@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run: the network and the compiled step around it."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +20,7 @@ from gm.parallel.whole import share_out
 from gm.parallel.world import World
 from gm.training.adafactor import Adafactor
 from gm.training.adamw import AdamW
-from gm.training.ema import EMA
+from gm.training.ema import EMA, in_place_of
 from gm.training.exchange import Exchange
 from gm.training.lion import Lion
 from gm.training.loss import DiffusionLoss
@@ -90,6 +91,12 @@ class Parts:
         if self.layout is None:
             return Contents(self.weights, averages, self.state)
         return Contents(self.weights, [], self.state, shares(self.layout, self.optimizer, averages))
+
+    def averaged(self) -> AbstractContextManager:
+        """A block in which the weights are their average; where there is none as a whole they stay what they are."""
+        if self.ema is None or self.layout is not None:
+            return nullcontext()
+        return in_place_of(self.weights, self.ema.state)
 
     @property
     def graphs(self) -> list[nn.Cell]:

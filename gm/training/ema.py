@@ -1,6 +1,7 @@
 """An exponential moving average of the weights, updated inside the compiled step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -15,6 +16,19 @@ _approach = ops.MultitypeFuncGraph("approach")
 def _approach_tensor(pace, average, parameter):
     _descend(average, pace, average - parameter)
     return True
+
+
+@contextmanager
+def in_place_of(parameters: Sequence[Parameter], averages: Sequence[Parameter]) -> Iterator[None]:
+    """Let ``parameters`` have the values of their ``averages``, and in the end their own again, bit for bit."""
+    own = [parameter.astype(ms.float32).asnumpy().copy() for parameter in parameters]  # exact for narrower types too
+    try:
+        for parameter, average in zip(parameters, averages):
+            parameter.set_data(Tensor(average.asnumpy(), parameter.dtype))
+        yield
+    finally:
+        for parameter, values in zip(parameters, own):
+            parameter.set_data(Tensor(values, parameter.dtype))
 
 
 class EMA(nn.Cell):

@@ -75,8 +75,10 @@ class Run:
         evaluation = None
         if held_out:
             evaluation = eval_loss.EvalLoss(parts.loss, held_out, config.diffusion, eval_loss.grid(config))
-        first = self.world.first
-        self.validation = Validation(config, folder, self.done, evaluation, draw, self.compilations, first)
+        lend = parts.averaged if config.validation.ema else nullcontext
+        self.validation = Validation(
+            config, folder, self.done, evaluation, draw, self.compilations, self.world.first, lend
+        )
 
     def go(self) -> None:
         """Train to the end, or to an interruption; either way the last step is saved.

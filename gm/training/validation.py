@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,6 +31,7 @@ class Validation:
         eval_loss, draw: None for what is not asked for.
         compilations: on the run's stopwatch, which is told the seconds as ``eval`` and ``samples``.
         writes: whether this process, of several that all look at the same, keeps what it finds.
+        lend: gives the block in which the network has the weights to look at.
     """
 
     def __init__(
@@ -41,12 +43,13 @@ class Validation:
         draw: Draw | None,
         compilations: Compilations,
         writes: bool = True,
+        lend: Callable[[], AbstractContextManager] = nullcontext,
     ):
         self._folder, self._compilations, self._watch = folder, compilations, compilations.watch
         self._eval_loss, self._draw = eval_loss, draw
         self._intervals = config.validation.eval_interval, config.validation.infer_interval
         self._total = config.train.max_train_steps
-        self._writes = writes
+        self._writes, self._lend = writes, lend
         if eval_loss is not None and writes:
             metrics.keep_until(folder.evaluations, done)
 
@@ -63,6 +66,10 @@ class Validation:
 
         ``board(step, values)`` shows values by tag.
         """
+        with self._lend() if self.due(step) else nullcontext():
+            return self._look(step, board)
+
+    def _look(self, step: int, board: Callable[[int, dict[str, float]], None]) -> dict[str, float]:
         evaluate, draw = self._due(step)
         found: dict[str, float] = {}
         if evaluate:

@@ -242,6 +242,25 @@ def test_looking_on_changes_nothing(uninterrupted, small_unet, make_batch, tmp_p
     assert_same_end(uninterrupted, watched.folder.path)
 
 
+@pytest.mark.parametrize(("ema", "looked_at"), [(True, "unet_ema"), (False, "unet")])
+def test_what_is_looked_at_is_the_average_unless_the_weights_are_asked_for(
+    ema, looked_at, small_unet, make_batch, tmp_path
+):
+    network, seen = small_unet(), {}
+
+    def draw(folder: Path) -> dict[str, float]:
+        seen[folder.name] = network.inward.asnumpy().copy()
+        return {}
+
+    settings = {"validation__infer_interval": 2, "train__save_ckpt_interval": 2, "validation__ema": ema}
+    run = start(configuration(tmp_path / "run", 4, **settings), network, make_batch, draw=draw)
+    run.go()
+    for step in (2, 4):
+        with open_weights(run.folder.path / "weights" / f"{looked_at}_{step}.ckpt") as weights:
+            np.testing.assert_array_equal(seen[f"step_{step}"], weights.read(network.inward.name))
+        assert np.abs(network.inward.asnumpy() - run.parts.ema.state[0].asnumpy()).max() > 1e-4  # they differ
+
+
 def test_the_loss_scale_is_resumed_to_the_bit(small_unet, make_batch, tmp_path):
     """Overflows before and after the interruption, weights in float16: everything ends as if there had been none."""
     settings = {"launch__precision": "fp16", "launch__param_fp16": True, "launch__loss_scale_window": 3}

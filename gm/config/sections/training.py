@@ -179,6 +179,12 @@ class ValidationConfig:
     eval_timesteps: int = setting(
         28, "fixed timesteps each of them is evaluated at, from T - 1 down in equal parts", unit="timesteps", at_least=1
     )
+    ema: bool = setting(
+        True,
+        "with --use_ema: evaluate and draw with the average of the weights, not with the weights of that step; where "
+        "--zero_stage shares it out between devices it is always the latter",
+        flag="validation_ema",
+    )
     using_datasets: bool = setting(
         False,
         "draw pictures of the training set anew from their captions, partly noised, at --infer_interval: shows what a "
