@@ -15,8 +15,14 @@ from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
 
 # Per device, the layers whose plain operator of the framework is slower there than what stands in for it below, for the
-# step of training as a whole: forward and backward.
-STAND_INS = {"CPU": ("gated_gelu", "square_sum")}
+# step of training as a whole: forward and backward. A norm stands in where there is no step (``Purpose``).
+STAND_INS = {"CPU": ("gated_gelu", "square_sum", "group_norm")}
+
+
+class Purpose:
+    """What the layers that are built now are for; ``gm.models.build`` sets it."""
+
+    inference = False  # they are called, and never differentiated
 
 
 def stands_in(layer: str) -> bool:
@@ -110,18 +116,34 @@ class Conv2d(nn.Cell):
 
 
 class GroupNorm(nn.Cell):
-    """Group normalisation over (C/groups, H, W), then scale and shift per channel."""
+    """Group normalisation over (C/groups, H, W), then scale and shift per channel.
+
+    For inference alone it may be two batch normalisations: each group a channel of its own, then scale and shift.
+    """
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5):
         super().__init__()
         self.groups, self.eps = groups, eps
         self.weight = Parameter(Tensor(np.ones(channels, np.float32)))
         self.bias = Parameter(Tensor(np.zeros(channels, np.float32)))
+        self.stands_in = Purpose.inference and stands_in("group_norm")
+        if self.stands_in:
+            self.standardize = P.BatchNorm(is_training=True, epsilon=eps, momentum=0.0)
+            # Running averages are not kept. As something with an effect on them the operator would be put in a chain
+            # with all others of its kind, which takes long to compile.
+            self.standardize.add_prim_attr("side_effect_mem", False)
+            self.affine = P.BatchNorm(is_training=False, epsilon=1e-12)
+            self.mean, self.variance = Tensor(np.zeros(channels, np.float32)), Tensor(np.ones(channels, np.float32))
 
     def construct(self, x: Tensor) -> Tensor:
         wide = x.astype(ms.float32)
         weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
-        return ops.group_norm(wide, self.groups, weight, bias, self.eps).astype(x.dtype)
+        if not self.stands_in:
+            return ops.group_norm(wide, self.groups, weight, bias, self.eps).astype(x.dtype)
+        rows = x.shape[0] * self.groups
+        one, zero = ops.ones((rows,), ms.float32), ops.zeros((rows,), ms.float32)
+        normed = self.standardize(wide.reshape(1, rows, -1, 1), one, zero, zero, one)[0].reshape(x.shape)
+        return self.affine(normed, weight, bias, self.mean, self.variance)[0].astype(x.dtype)
 
 
 class LayerNorm(nn.Cell):

@@ -90,9 +90,22 @@ class TorchGatedGELU(torch.nn.Module):
         return value * torch.nn.functional.gelu(gate)
 
 
+def for_inference(build):
+    layers.Purpose.inference = True
+    try:
+        return build()
+    finally:
+        layers.Purpose.inference = False
+
+
 LAYERS = {
     "group_norm": (lambda: layers.GroupNorm(4, 16, 1e-6), lambda: torch.nn.GroupNorm(4, 16, 1e-6), (3, 16, 6, 5)),
     "group_norm of one picture": (lambda: layers.GroupNorm(2, 8), lambda: torch.nn.GroupNorm(2, 8), (1, 8, 1, 3)),
+    "group_norm for inference": (
+        lambda: for_inference(lambda: layers.GroupNorm(4, 16)),
+        lambda: torch.nn.GroupNorm(4, 16),
+        (3, 16, 6, 5),
+    ),
     "layer_norm": (lambda: layers.LayerNorm(24), lambda: torch.nn.LayerNorm(24), (2, 7, 24)),
     "convolution": (
         lambda: layers.Conv2d(5, 7, 3, padding=1),
@@ -135,15 +148,19 @@ def test_every_formulation_is_the_layer_and_its_gradients(name, device, mode, mo
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
-@pytest.mark.parametrize("layer", ["group_norm", "layer_norm"])
+@pytest.mark.parametrize("layer", ["group_norm", "group_norm for inference", "layer_norm"])
 def test_norms_do_not_cancel_far_from_zero(layer, half):
     """A mean of 500 standard deviations costs float32 three of its seven digits, not all: deviations are squared."""
     rng = np.random.default_rng(2)
-    ours = layers.GroupNorm(2, 8) if layer == "group_norm" else layers.LayerNorm(12)
+    ours = {
+        "group_norm": lambda: layers.GroupNorm(2, 8),
+        "group_norm for inference": lambda: for_inference(lambda: layers.GroupNorm(2, 8)),
+        "layer_norm": lambda: layers.LayerNorm(12),
+    }[layer]()
     x = rng.normal(500.0, 1.0, (2, 8, 5, 12)).astype(np.float16 if half else np.float32)
     slopes = rng.normal(size=x.shape).astype(x.dtype)
     out, ((by_input,), _) = ours(ms.Tensor(x)), Slopes(ours)(ms.Tensor(x), ms.Tensor(slopes))
-    width = 4 * 60 if layer == "group_norm" else 12
+    width = 12 if layer == "layer_norm" else 4 * 60
     rows, given = (array.astype(np.float64).reshape(-1, width) for array in (x, slopes))
     deviation = rows - rows.mean(axis=1, keepdims=True)
     rate = 1.0 / np.sqrt((deviation**2).mean(axis=1, keepdims=True) + 1e-5)
