@@ -1,5 +1,7 @@
 """Classifier-free guidance: two predictions, with and without the prompt, made into one."""
 
+import math
+
 import numpy as np
 
 
@@ -22,3 +24,16 @@ def rescale(guided: np.ndarray, conditional: np.ndarray, phi: float) -> np.ndarr
     # a constant prediction has no spread to bring back
     factor = np.divide(wanted, spread, out=np.ones_like(spread), where=spread > 0)
     return (guided * (phi * factor + (1.0 - phi))).astype(guided.dtype)
+
+
+def embedded(scale: float, width: int) -> np.ndarray:
+    """What a model distilled to draw guided pictures by itself (Meng et al. 2022, arXiv 2210.03142) is told of the
+    guidance scale: sines, then cosines, of 1000 (scale - 1) at ``width``/2 geometric frequencies -> (width,) float32.
+
+    As in the LCM of Luo et al. 2023 (arXiv 2310.04378) and diffusers' ``get_guidance_scale_embedding``; an odd width
+    ends in 0.
+    """
+    half = width // 2
+    step = np.float32(np.float32(math.log(10000.0)) / np.float32(half - 1))
+    angles = np.float32((scale - 1.0) * 1000.0) * np.exp(-step * np.arange(half, dtype=np.float32))
+    return np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2)]).astype(np.float32)

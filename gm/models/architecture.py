@@ -39,6 +39,7 @@ class UNetArchitecture:
     vector_dim: int | None = 2816  # pooled text state + the embedded size numbers; None: no such input (SD 1.x, 2.x)
     num_heads: int | None = None
     linear_projection: bool = True  # proj_in/proj_out of a transformer: Linear, or 1x1 convolution (SD 1.x)
+    guidance_dim: int | None = None  # width of the embedded guidance scale (consistency models); None: not told it
 
     @property
     def norm_groups(self) -> int:

@@ -99,7 +99,10 @@ class MultiHeadAttention(nn.Cell):
 
 
 class CrossAttention(nn.Cell):
-    """Attention of a transformer block; with no context it attends to itself. Names as in the original UNet."""
+    """Attention of a transformer block, to itself or to a context; names as in the original UNet.
+
+    ``context`` (B, M, C), or its ``states`` where they are known already.
+    """
 
     def __init__(self, channels: int, context_dim: int, heads: int):
         super().__init__()
@@ -109,5 +112,10 @@ class CrossAttention(nn.Cell):
         self.to_out = nn.CellList([Linear(channels, channels)])
         self.attention = MultiHeadAttention(heads, channels // heads)
 
-    def construct(self, x: Tensor, context: Tensor) -> Tensor:
-        return self.to_out[0](self.attention(self.to_q(x), self.to_k(context), self.to_v(context)))
+    def construct(self, x: Tensor, context: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        key, value = context if isinstance(context, tuple) else self.states(context)
+        return self.to_out[0](self.attention(self.to_q(x), key, value))
+
+    def states(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values."""
+        return self.to_k(context), self.to_v(context)

@@ -63,6 +63,8 @@ def unet_forward(arch: UNetArchitecture, height: int, width: int, context_length
     """Floating point operations of one forward pass of one sample; ``height`` and ``width`` of the latents."""
     time_dim = arch.time_dim
     total = _linear(1, arch.channels[0], time_dim) + _linear(1, time_dim, time_dim)
+    if arch.guidance_dim is not None:
+        total += _linear(1, arch.guidance_dim, arch.channels[0])
     if arch.vector_dim is not None:
         total += _linear(1, arch.vector_dim, time_dim) + _linear(1, time_dim, time_dim)
     whole = layout(arch, height, width)

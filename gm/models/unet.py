@@ -87,7 +87,7 @@ class TransformerBlock(nn.Cell):
         self.norm2 = LayerNorm(channels)
         self.norm3 = LayerNorm(channels)
 
-    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+    def construct(self, x: Tensor, context: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         normed = self.norm1(x)
         x = x + self.attn1(normed, normed)
         x = x + self.attn2(self.norm2(x), context)
@@ -95,7 +95,10 @@ class TransformerBlock(nn.Cell):
 
 
 class SpatialTransformer(nn.Cell):
-    """Transformer blocks over the pixels of a feature map: (B, C, H, W), (B, M, context) -> (B, C, H, W)."""
+    """Transformer blocks over the pixels of a feature map: (B, C, H, W), (B, M, context) -> (B, C, H, W).
+
+    In place of the context its ``states`` will do.
+    """
 
     def __init__(self, channels: int, context_dim: int, heads: int, depth: int, groups: int, linear: bool):
         super().__init__()
@@ -105,7 +108,14 @@ class SpatialTransformer(nn.Cell):
         self.transformer_blocks = nn.CellList([TransformerBlock(channels, context_dim, heads) for _ in range(depth)])
         self.proj_out = zeroed(Linear(channels, channels) if linear else Conv2d(channels, channels, 1))
 
-    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+    def states(self, context: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values of the context for each block: two tensors a block."""
+        states = ()
+        for block in self.transformer_blocks:
+            states = states + block.attn2.states(context)
+        return states
+
+    def construct(self, x: Tensor, context: Tensor | tuple[Tensor, ...]) -> Tensor:
         batch, channels, height, width = x.shape
         h = self.norm(x)
         if not self.linear:
@@ -113,8 +123,8 @@ class SpatialTransformer(nn.Cell):
         h = h.reshape(batch, channels, height * width).transpose(0, 2, 1)
         if self.linear:
             h = self.proj_in(h)
-        for block in self.transformer_blocks:
-            h = block(h, context)
+        for index, block in enumerate(self.transformer_blocks):
+            h = block(h, context[2 * index : 2 * index + 2] if isinstance(context, tuple) else context)
         if self.linear:
             h = self.proj_out(h)
         h = h.transpose(0, 2, 1).reshape(batch, channels, height, width)
@@ -157,12 +167,25 @@ def _numbered(stages: list[Layers]) -> tuple[nn.CellList, tuple[tuple[str, ...],
     return cells, tuple(tuple(takes for takes, _ in layers) for layers in stages)
 
 
+def _places(stages: list[nn.CellList]) -> tuple[tuple[int, int], ...]:
+    """Where the states of each stage begin and end among those of all."""
+    places, end = [], 0
+    for layers in stages:
+        first = end
+        end += sum(2 * len(layer.transformer_blocks) for layer in layers if isinstance(layer, SpatialTransformer))
+        places.append((first, end))
+    return tuple(places)
+
+
 class UNet(nn.Cell):
     """Predicts noise, v or x0 from noisy latents.
 
     ``construct(latents (B, 4, H/8, W/8), timesteps (B,), context (B, 77, C), vector (B, V) or None)`` returns a tensor
-    of the latents' shape and type. ``vector`` is the pooled text state joined with the embedded size numbers. Between
-    the two it computes in ``dtype`` (``gm.models.precision``).
+    of the latents' shape and type. ``vector`` is the pooled text state joined with the embedded size numbers, and
+    ``guidance`` (B, G) the embedded guidance scale, of a model that was distilled to know it
+    (``gm.diffusion.guidance.embedded``). Between the two it computes in ``dtype`` (``gm.models.precision``).
+
+    Who asks for many predictions under the same conditions computes ``states`` and ``told`` once, and then ``denoise``.
     """
 
     def __init__(self, arch: UNetArchitecture):
@@ -171,6 +194,8 @@ class UNet(nn.Cell):
         self.dtype = ms.float32
         first, time_dim = arch.channels[0], arch.time_dim
         self.time_embed = nn.CellList([Linear(first, time_dim), SiLU(), Linear(time_dim, time_dim)])
+        if arch.guidance_dim is not None:
+            self.guidance_projection = Linear(arch.guidance_dim, first, bias=False)
         if arch.vector_dim is not None:
             label = nn.CellList([Linear(arch.vector_dim, time_dim), SiLU(), Linear(time_dim, time_dim)])
             self.label_emb = nn.CellList([label])
@@ -202,6 +227,7 @@ class UNet(nn.Cell):
                     block.append(("size", Upsample(channels)))
                 stages.append(block)
         self.output_blocks, self.output_takes = _numbered(stages)
+        self.places = _places([*self.input_blocks, self.middle_block, *self.output_blocks])
         self.out = nn.CellList(
             [GroupNorm(arch.norm_groups, first), SiLU(), zeroed(Conv2d(first, arch.out_channels, 3, padding=1))]
         )
@@ -217,24 +243,79 @@ class UNet(nn.Cell):
             layers.append(("context", transformer))
         return layers
 
-    def construct(self, latents: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor | None = None) -> Tensor:
+    def construct(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        vector: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        label, guidance = self.told(vector, guidance)
+        return self.denoise(latents, timesteps, context.astype(self.dtype), label, guidance)
+
+    def states(self, context: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values of the context for each transformer block of the network: two tensors a block."""
         context = context.astype(self.dtype)
-        time = sinusoidal_embedding(timesteps, self.arch.channels[0]).astype(self.dtype)
-        time = self.time_embed[2](self.time_embed[1](self.time_embed[0](time)))
+        states = ()
+        for layers in self.input_blocks:
+            states = states + self.states_of(layers, context)
+        states = states + self.states_of(self.middle_block, context)
+        for layers in self.output_blocks:
+            states = states + self.states_of(layers, context)
+        return states
+
+    def told(self, vector: Tensor | None, guidance: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What is added to the embedded timestep: after its layers, and before them; None where there is nothing."""
         if self.arch.vector_dim is not None:
             label = self.label_emb[0]
-            time = time + label[2](label[1](label[0](vector.astype(self.dtype))))
+            vector = label[2](label[1](label[0](vector.astype(self.dtype))))
+        if guidance is not None:
+            guidance = self.guidance_projection(guidance.astype(self.dtype))
+        return vector, guidance
+
+    def denoise(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor | tuple[Tensor, ...],
+        label: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """``construct`` with what ``told`` returns, and the ``states`` of the context, or itself in ``dtype``."""
+        time = sinusoidal_embedding(timesteps, self.arch.channels[0]).astype(self.dtype)
+        if guidance is not None:
+            time = time + guidance
+        time = self.time_embed[2](self.time_embed[1](self.time_embed[0](time)))
+        if label is not None:
+            time = time + label
         x = latents.astype(self.dtype)
         skips = ()
         for index, layers in enumerate(self.input_blocks):
-            x = self.run(layers, self.input_takes[index], x, time, context)
+            x = self.run(layers, self.input_takes[index], x, time, self.part(context, index))
             skips = skips + (x,)
-        x = self.run(self.middle_block, self.middle_takes, x, time, context)
+        middle = len(self.input_blocks)
+        x = self.run(self.middle_block, self.middle_takes, x, time, self.part(context, middle))
         for index, layers in enumerate(self.output_blocks):
             x = ops.concat((x, skips[len(skips) - 1 - index]), axis=1)
             above = skips[max(len(skips) - 2 - index, 0)]  # where this block ends in an Upsample, of the next level
-            x = self.run(layers, self.output_takes[index], x, time, context, above.shape[2:])
+            attended = self.part(context, middle + 1 + index)
+            x = self.run(layers, self.output_takes[index], x, time, attended, above.shape[2:])
         return self.out[2](self.out[1](self.out[0](x))).astype(latents.dtype)
+
+    def states_of(self, layers: nn.CellList, context: Tensor) -> tuple[Tensor, ...]:
+        states = ()
+        for layer in layers:
+            if isinstance(layer, SpatialTransformer):
+                states = states + layer.states(context)
+        return states
+
+    def part(self, context: Tensor | tuple[Tensor, ...], stage: int) -> Tensor | tuple[Tensor, ...]:
+        """What the blocks of a stage attend to."""
+        if isinstance(context, tuple):
+            first, last = self.places[stage]
+            return context[first:last]
+        return context
 
     def run(
         self,
@@ -242,7 +323,7 @@ class UNet(nn.Cell):
         takes: tuple[str, ...],
         x: Tensor,
         time: Tensor,
-        context: Tensor,
+        context: Tensor | tuple[Tensor, ...],
         size: tuple[int, int] = (),
     ) -> Tensor:
         for index, layer in enumerate(layers):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from gm.diffusion.guidance import classifier_free, rescale
+from gm.diffusion.guidance import classifier_free, embedded, rescale
 from gm.diffusion.objective import check_prediction_type
 from gm.diffusion.steps import NEARLY_ZERO, sigma_to_timestep, sigmas
 from gm.sampling.emphasis import Emphasis, plain
@@ -31,7 +31,14 @@ class Draws(Protocol):
 
     def encode_text(self, *ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
 
-    def denoiser(self, context: np.ndarray, pooled: np.ndarray, time_ids: np.ndarray, copies: int) -> "Denoiser": ...
+    def denoiser(
+        self,
+        context: np.ndarray,
+        pooled: np.ndarray,
+        time_ids: np.ndarray,
+        copies: int,
+        guidance: np.ndarray | None = None,
+    ) -> "Denoiser": ...
 
 
 class TextStates:
@@ -95,9 +102,17 @@ class Expert:
         self.texts.learn(texts, batch_size)
 
     def model(self, batch: Sequence[Request], settings: Settings) -> "Denoiser":
-        """``model(latents (B, 4, h, w), timestep)``: the guided prediction for these requests."""
-        guided = settings.guided
-        predict = self.networks.denoiser(*self._conditions(batch, settings), copies=2 if guided else 1)
+        """``model(latents (B, 4, h, w), timestep)``: the guided prediction for these requests.
+
+        A network distilled to be told the guidance scale makes it in one evaluation, without a negative prompt.
+        """
+        width = self.networks.architecture.unet.guidance_dim
+        guided = settings.guided and width is None
+        conditions = self._conditions(batch, settings, guided)
+        if width is not None:
+            told = np.tile(embedded(settings.guidance_scale, width), (len(batch), 1))
+            return self.networks.denoiser(*conditions, copies=1, guidance=told)
+        predict = self.networks.denoiser(*conditions, copies=2 if guided else 1)
         if not guided:
             return predict
 
@@ -116,11 +131,11 @@ class Expert:
         level = np.interp(timestep, np.arange(len(levels)), levels)
         return float(sigma_to_timestep(level, self.alphas_cumprod))
 
-    def _conditions(self, batch: Sequence[Request], settings: Settings) -> list[np.ndarray]:
+    def _conditions(self, batch: Sequence[Request], settings: Settings, guided: bool) -> list[np.ndarray]:
         """Context, pooled and time ids of a batch; with guidance, those of the negative prompts before them."""
         told = settings.time_ids(self.networks.architecture.size_numbers)
         rows = [(*self.texts[request.prompt], told) for request in batch]
-        if settings.guided:
+        if guided:
             rows = [self._unconditional(request, settings) for request in batch] + rows
         return [np.stack([np.asarray(row[part], np.float32) for row in rows]) for part in range(3)]
 

@@ -21,26 +21,52 @@ from gm.weights.load import load_into
 MERGE_TOOL = "tools/weight_merge/merge_weight.py"
 
 
+class _Conditions(Graph):
+    """What the UNet makes of the conditions alone, once for all steps of a batch.
+
+    ``construct(context (B, 77, C), pooled, time_ids, guidance (B, G))`` returns the keys and values of all its blocks,
+    and after them what it is told, of which a UNet has none, one or both: its vector and the guidance scale. Where it
+    has no input for them, ``pooled`` and ``guidance`` are not looked at.
+    """
+
+    def __init__(self, unet: UNet):
+        super().__init__(auto_prefix=False)
+        self.unet = unet
+        self.with_vector = unet.arch.vector_dim is not None
+        self.with_guidance = unet.arch.guidance_dim is not None
+
+    def construct(self, context: Tensor, pooled: Tensor, time_ids: Tensor, guidance: Tensor) -> tuple[Tensor, ...]:
+        vector = conditioning_vector(pooled, time_ids) if self.with_vector else None
+        label, scale = self.unet.told(vector, guidance if self.with_guidance else None)
+        told = ()
+        if self.with_vector:
+            told = told + (label,)
+        if self.with_guidance:
+            told = told + (scale,)
+        return self.unet.states(context) + told
+
+
 class _GuidedUNet(Graph):
     """The UNet on ``copies`` of each latent in one call, so that guidance costs one graph and one launch a step.
 
-    ``construct(latents (B, 4, h, w), timestep (1,), context (copies * B, 77, C), pooled, time_ids)`` returns
-    (copies * B, 4, h, w). Without ``with_vector`` the UNet has no input for the last two.
+    ``construct(latents (B, 4, h, w), timestep (1,), *conditions)`` with the ``_Conditions`` of copies * B rows returns
+    (copies * B, 4, h, w).
     """
 
-    def __init__(self, unet: UNet, copies: int, with_vector: bool):
+    def __init__(self, unet: UNet, copies: int):
         super().__init__(auto_prefix=False)
         self.unet = unet
         self.copies = copies
-        self.with_vector = with_vector
+        self.states = unet.places[-1][1]
+        self.with_vector = unet.arch.vector_dim is not None
+        self.with_guidance = unet.arch.guidance_dim is not None
 
-    def construct(self, latents: Tensor, timestep: Tensor, context: Tensor, pooled: Tensor, time_ids: Tensor) -> Tensor:
+    def construct(self, latents: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
         latents = ops.concat((latents,) * self.copies) if self.copies > 1 else latents
         timesteps = ops.broadcast_to(timestep, (latents.shape[0],))
-        vector = None
-        if self.with_vector:
-            vector = conditioning_vector(pooled, time_ids)
-        return self.unet(latents, timesteps, context, vector)
+        label = conditions[self.states] if self.with_vector else None
+        guidance = conditions[len(conditions) - 1] if self.with_guidance else None
+        return self.unet.denoise(latents, timesteps, conditions[: self.states], label, guidance)
 
 
 class Networks:
@@ -63,8 +89,8 @@ class Networks:
             self.downsampling = architecture.autoencoder.downsampling
             self._decoder = AutoencoderDecoder(autoencoder).set_train(False)
             self._encoder = AutoencoderEncoder(autoencoder).set_train(False)
-        with_vector = architecture.unet.vector_dim is not None
-        self._guided = {copies: _GuidedUNet(unet, copies, with_vector).set_train(False) for copies in (1, 2)}
+        self._conditions = _Conditions(unet).set_train(False)
+        self._guided = {copies: _GuidedUNet(unet, copies).set_train(False) for copies in (1, 2)}
         self._conditioner = conditioner and conditioner.set_train(False)
 
     @property
@@ -79,10 +105,23 @@ class Networks:
         """Give their memory back; ``encode_text`` is of no use from here on."""
         self._conditioner = None
 
-    def denoiser(self, context: np.ndarray, pooled: np.ndarray, time_ids: np.ndarray, copies: int) -> "Denoiser":
-        """``predict(latents (B, 4, h, w), timestep) -> (copies * B, 4, h, w)`` for conditions of copies * B rows."""
+    def denoiser(
+        self,
+        context: np.ndarray,
+        pooled: np.ndarray,
+        time_ids: np.ndarray,
+        copies: int,
+        guidance: np.ndarray | None = None,
+    ) -> "Denoiser":
+        """``predict(latents (B, 4, h, w), timestep) -> (copies * B, 4, h, w)`` for conditions of copies * B rows.
+
+        ``guidance`` (copies * B, G): the embedded guidance scale, for a UNet that is told it. What follows from the
+        conditions alone is computed here, with the weights as they are now.
+        """
         cell = self._guided[copies]
-        conditions = [Tensor(np.ascontiguousarray(array, np.float32)) for array in (context, pooled, time_ids)]
+        told = np.zeros((len(context), 0)) if guidance is None else guidance
+        given = [Tensor(np.ascontiguousarray(array, np.float32)) for array in (context, pooled, time_ids, told)]
+        conditions = self._conditions(*given)
 
         def predict(latents: np.ndarray, timestep: float) -> np.ndarray:
             return cell(Tensor(latents), Tensor(np.array([timestep], np.float32)), *conditions).asnumpy()
@@ -125,7 +164,8 @@ def load_networks(
                 f"{path} has no {' and no '.join(missing)}: pictures need the whole model; put the trained UNet into "
                 f"the weights it was trained from with {MERGE_TOOL} and sample from the result"
             )
-        autoencoder, conditioner = build_autoencoder(architecture.autoencoder), build_conditioner(architecture)
+        autoencoder = build_autoencoder(architecture.autoencoder, inference=True)
+        conditioner = build_conditioner(architecture)
         for network in (autoencoder, conditioner):
             load_into(network, weights)
         return Networks(architecture, unet or _unet(weights, precision, param_fp16), autoencoder, conditioner)
@@ -152,7 +192,7 @@ def load_second_stage(
 
 
 def _unet(weights: WeightFile, precision: str, param_fp16: bool) -> UNet:
-    unet = build_unet(weights.architecture().unet)
+    unet = build_unet(weights.architecture().unet, inference=True)
     set_precision(unet, precision, param_fp16)
     load_into(unet, weights)
     return unet

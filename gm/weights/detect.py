@@ -106,7 +106,7 @@ def is_adapter(names: list[str]) -> bool:
 
 def _name(shapes: Shapes, unet: UNetArchitecture | None, encoders: tuple[TextEncoderArchitecture, ...]) -> str:
     for name, known in KNOWN_UNETS.items():
-        if unet == known:
+        if unet and replace(unet, guidance_dim=None) == known:
             return name
     if unet and unet.vector_dim is None:
         return "sd-2" if unet.linear_projection else "sd-1"
@@ -190,6 +190,7 @@ def _detect_unet(shapes: Shapes) -> UNetArchitecture | None:
     proj_in = f"{with_attention[0]}.proj_in.weight"
     linear = len(part.shapes.get(proj_in, ())) == 2
     vector = part.shape("label_emb.0.0.weight", 2)[1] if "label_emb.0.0.weight" in part else None
+    told = "time_embed.cond_proj.weight"
     if "middle_block.1.norm.weight" in part:
         mid_depth = depths_of.get("middle_block.1", 0)
     else:
@@ -206,6 +207,7 @@ def _detect_unet(shapes: Shapes) -> UNetArchitecture | None:
         vector_dim=vector,
         num_heads=None if linear else 8,
         linear_projection=linear,
+        guidance_dim=part.shape(told, 2)[1] if told in part else None,
     )
     if [len(level) for level in reversed(unet.up_depths)] != [len(level) + 1 for level in unet.down_depths]:
         raise SuiteError("the blocks of its UNet do not match each other: the file is incomplete or of another family")

@@ -61,6 +61,8 @@ def unet_config(arch: UNetArchitecture) -> Config:
         config["addition_embed_type"] = "text_time"
         config["addition_time_embed_dim"] = 256
         config["projection_class_embeddings_input_dim"] = arch.vector_dim
+    if arch.guidance_dim is not None:
+        config["time_cond_proj_dim"] = arch.guidance_dim
     return config
 
 

@@ -96,6 +96,8 @@ def unet_shapes(arch: UNetArchitecture) -> Pairs:
     first = arch.channels[0]
     yield from _linear("time_embed.0", first, arch.time_dim)
     yield from _linear("time_embed.2", arch.time_dim, arch.time_dim)
+    if arch.guidance_dim is not None:
+        yield from _linear("time_embed.cond_proj", arch.guidance_dim, first, bias=False)
     if arch.vector_dim is not None:
         yield from _linear("label_emb.0.0", arch.vector_dim, arch.time_dim)
         yield from _linear("label_emb.0.2", arch.time_dim, arch.time_dim)

@@ -29,6 +29,7 @@ LOGIT_SCALE = np.float32(np.log(100.0))
 UNET_ENDS = [
     ("time_embed.0", "time_embedding.linear_1"),
     ("time_embed.2", "time_embedding.linear_2"),
+    ("time_embed.cond_proj", "time_embedding.cond_proj"),
     ("label_emb.0.0", "add_embedding.linear_1"),
     ("label_emb.0.2", "add_embedding.linear_2"),
     ("input_blocks.0.0", "conv_in"),

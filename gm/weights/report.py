@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
@@ -82,7 +83,8 @@ def _title(architecture: ModelArchitecture) -> str:
     if architecture.unet is None and not architecture.text_encoders:
         return "an autoencoder tells no more than its own: SDXL, SD 1.x and 2.x have the same"
     known = KNOWN_UNETS.get(architecture.name)
-    size = "" if architecture.unet in (None, known) else ", a size of its own"
+    unet = architecture.unet and replace(architecture.unet, guidance_dim=None)
+    size = "" if unet in (None, known) else ", a size of its own"
     return f"{architecture.name}: {TITLES[architecture.name]}{size}"
 
 
@@ -92,8 +94,9 @@ def _details(architecture: ModelArchitecture, part: str, shapes: Shapes) -> list
         vector = f", vector {unet.vector_dim} ({architecture.size_numbers} size numbers)" if unet.vector_dim else ""
         inputs = "" if unet.in_channels == 4 else f" from {unet.in_channels} input channels"
         middle = "without attention" if unet.mid_depth is None else unet.mid_depth
+        guidance = f", told the guidance scale in {unet.guidance_dim} numbers" if unet.guidance_dim else ""
         return [
-            f"channels {_joined(unet.channels)}{inputs}, context {unet.context_dim}{vector}",
+            f"channels {_joined(unet.channels)}{inputs}, context {unet.context_dim}{vector}{guidance}",
             f"transformer blocks: down {_nested(unet.down_depths)}, middle {middle}, up {_nested(unet.up_depths)}",
         ]
     if part == "autoencoder" and (autoencoder := architecture.autoencoder):

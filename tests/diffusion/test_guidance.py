@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gm.diffusion.guidance import classifier_free, rescale
+from gm.diffusion.guidance import classifier_free, embedded, rescale
 
 UNCONDITIONAL, CONDITIONAL = np.random.default_rng(0).standard_normal((2, 3, 4, 8, 8)).astype(np.float32)
 
@@ -45,3 +45,16 @@ def test_rescale_equals_diffusers(phi):
     guided = classifier_free(UNCONDITIONAL, CONDITIONAL, 9.2)
     expected = rescale_noise_cfg(torch.from_numpy(guided), torch.from_numpy(CONDITIONAL), phi).numpy()
     np.testing.assert_allclose(rescale(guided, CONDITIONAL, phi), expected, atol=1e-5)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(("scale", "width"), [(1.0, 256), (8.5, 256), (4.0, 25)])
+def test_the_embedded_scale_equals_diffusers(scale, width):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    from diffusers import LatentConsistencyModelPipeline
+
+    theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding
+    expected = theirs(None, torch.tensor([scale - 1]), embedding_dim=width)[0].numpy()
+    # the angles reach thousands, of which float32 keeps three decimals
+    np.testing.assert_allclose(embedded(scale, width), expected, atol=2e-3)

@@ -1,5 +1,6 @@
-"""From a diffusers folder and a prompt to the picture diffusers draws of them, for models with one text encoder."""
+"""From a diffusers folder and a prompt to the picture diffusers draws: models with one text encoder, and LCM's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -10,6 +11,7 @@ from PIL import Image
 from gm.config.sections.data import ModelConfig
 from gm.data.tokens import Tokenizers
 from gm.diffusion.schedule import alphas_cumprod, betas
+from gm.models.architecture import TINY_SDXL
 from gm.sampling.noise import PictureNoise
 from gm.sampling.pipeline import Pipeline
 from gm.sampling.settings import Request, Settings
@@ -30,8 +32,10 @@ REQUESTS = [Request("a red circle on grey", 42, "blue"), Request("two green squa
 def folder_of(tmp_path, families, write_random_model):
     """A diffusers folder of a family, with random weights and a tokenizer."""
 
-    def make(family: str) -> Path:
-        model = write_random_model(tmp_path / "model.ckpt", families[family])
+    def make(family: str, guidance_dim: int | None = None) -> Path:
+        architecture = (families | {"sdxl": TINY_SDXL})[family]
+        architecture = replace(architecture, unet=replace(architecture.unet, guidance_dim=guidance_dim))
+        model = write_random_model(tmp_path / "model.ckpt", architecture)
         ckpt_to_diffusers(model, tmp_path / "model", tokenizer=TOKENIZER)
         return tmp_path / "model"
 
@@ -95,3 +99,32 @@ def test_the_refiner_makes_of_a_picture_what_diffusers_makes_of_it(folder_of, mo
         negative_aesthetic_score=2.5,
     ).images
     assert_same_pictures([drawn.picture for drawn in ours], expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("sd-1", "LatentConsistencyModelPipeline"), ("sdxl", "StableDiffusionXLPipeline")]
+)
+def test_a_consistency_model_that_is_told_the_guidance_scale_draws_what_diffusers_draws(
+    folder_of, family, kind, monkeypatch
+):
+    folder = folder_of(family, guidance_dim=24)
+    settings = Settings("lcm", 4, guidance_scale=8.0, height=64, width=64)
+    ours = our_pipeline(folder)
+    assert ours.networks.architecture.unet.guidance_dim == 24
+    drawn = [one.picture for one in ours.sample(REQUESTS, settings, batch_size=2)]
+    draws = PictureNoise([42, 7], (4, 8, 8))
+    initial = torch.from_numpy(draws())
+    monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *_, **__: torch.from_numpy(draws()))
+    pipeline = their_pipeline(getattr(diffusers, kind), folder, "LCMScheduler")
+    assert pipeline.unet.config.time_cond_proj_dim == 24
+    expected = pipeline(
+        [request.prompt for request in REQUESTS],
+        height=64,
+        width=64,
+        num_inference_steps=4,
+        guidance_scale=8.0,
+        latents=initial,
+    ).images
+    assert_same_pictures(drawn, expected)
+    (weaker,) = ours.sample(REQUESTS[:1], replace(settings, guidance_scale=4.0), batch_size=2)
+    assert np.abs(np.asarray(weaker.picture, np.float64) - np.asarray(drawn[0], np.float64)).mean() > 1

@@ -1,9 +1,11 @@
+import mindspore as ms
 import numpy as np
 import pytest
 
 from gm.errors import SuiteError
 from gm.models.architecture import TINY_SDXL
 from gm.models.build import build_unet
+from gm.models.conditioner import conditioning_vector
 from gm.sampling.networks import load_networks
 from gm.weights.load import write_parameters
 
@@ -20,6 +22,16 @@ def test_both_guided_predictions_come_from_one_call(tiny_networks):
     for half in (slice(0, 2), slice(2, 4)):
         alone = tiny_networks.denoiser(CONTEXT[half], POOLED[half], TIME_IDS[half], copies=1)(LATENTS, 500.0)
         np.testing.assert_allclose(both[half], alone, atol=2e-5)
+
+
+def test_conditions_computed_once_are_the_whole_network(tiny_networks, tiny_cells):
+    """What a denoiser keeps over the steps gives what the UNet computes as one, as training sees it."""
+    predict = tiny_networks.denoiser(CONTEXT[:2], POOLED[:2], TIME_IDS[:2], copies=1)
+    vector = conditioning_vector(ms.Tensor(POOLED[:2]), ms.Tensor(TIME_IDS[:2]))
+    for timestep in (999.0, 20.0):
+        times = ms.Tensor(np.full(2, timestep, np.float32))
+        whole = tiny_cells[0](ms.Tensor(LATENTS), times, ms.Tensor(CONTEXT[:2]), vector).asnumpy()
+        np.testing.assert_allclose(predict(LATENTS, timestep), whole, atol=2e-5)
 
 
 def test_a_fractional_timestep_is_not_rounded(tiny_networks):

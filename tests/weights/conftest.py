@@ -40,6 +40,7 @@ MODELS = {
             context_dim=128,
             vector_dim=64 + 6 * 256,
             in_channels=9,
+            guidance_dim=48,
         ),
     ),
 }
