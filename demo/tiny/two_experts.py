@@ -1,11 +1,12 @@
 """Two experts against one model on the tiny world: the same total training, the same prompts and seeds, the same judge.
 
-    python -m demo.tiny.two_experts    # leaves runs/two_experts/{report.json,grid.png}; about ten minutes on one core
+    python -m demo.tiny.two_experts    # leaves runs/two_experts/{report.json,grid.png}; about 20 minutes on one core
 
 The shipped tiny SDXL first learns to predict v with zero terminal SNR (``--start_steps``, on the quickstart's
-pictures). From there one model is trained on all timesteps for ``--steps`` more, and two experts share as many steps as
-they share the schedule, so that every timestep is trained on as often as the one model's. Every phase is a public
-command, printed before it runs; phases whose result is there are not run again, and an interrupted training goes on.
+pictures). From there one model is trained on all timesteps for ``--steps`` more, and so is each of two experts on its
+own, on as many of the pictures of every step as it has of the schedule: all in all they see as many as the one model,
+and every timestep as often. Every phase is a public command, printed before it runs; phases whose result is there are
+not run again, and an interrupted training goes on.
 """
 
 import shlex
@@ -28,6 +29,9 @@ from gm.sampling.output import contact_sheet
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "demo/tiny/tiny_sdxl.safetensors"
 STRENGTH = 0.35  # of configs/training/two_experts.yaml: the second stage's share
+BATCH = 16  # of configs/training/tiny_sdxl.yaml
+SECOND = round(STRENGTH * BATCH)
+BATCHES = {"start": BATCH, "one_model": BATCH, "stage_one": BATCH - SECOND, "stage_two": SECOND}
 ONE_MODEL = ("configs/training/tiny_sdxl.yaml", "--prediction_type", "v_prediction", "--rescale_betas_zero_snr")
 RECIPES = {
     "start": ONE_MODEL,
@@ -37,14 +41,8 @@ RECIPES = {
 }
 DRAWN_AS = ("--prediction_type", "v_prediction", "--rescale_betas_zero_snr", "True")
 DRAWN_AS += ("--timestep_spacing", "trailing", "--guidance_rescale", "0.7")
-FIRST_SEED, SEEDS = 100, 4
+FIRST_SEED, SEEDS = 1000, 12
 SHOWN = 8  # prompts in the grid
-
-
-def shares(start_steps: int, steps: int) -> dict[str, int]:
-    """The steps of each training: the one model takes them all, the experts in proportion to their timesteps."""
-    second = round(STRENGTH * steps)
-    return {"start": start_steps, "one_model": steps, "stage_one": steps - second, "stage_two": second}
 
 
 def base(name: str, out: Path) -> str:
@@ -56,8 +54,9 @@ def recipe(name: str, out: Path, steps: int) -> tuple[str, ...]:
     """The command of a training, from its beginning."""
     words = ("train.py", "--config", *RECIPES[name], "--weight", base(name, out), "--data_path", str(out / "pictures"))
     words += ("--cache_latent", "True", "--cache_text_embedding", "True", "--cache_path", str(out / "cache"))
-    words += ("--max_train_steps", str(steps), "--save_path", str(out), "--run_name", name)
-    words += ("--compile_cache", str(out / "graphs"))  # the graph is the same for all
+    words += ("--per_batch_size", str(BATCHES[name]), "--max_train_steps", str(steps))
+    words += ("--save_path", str(out), "--run_name", name)
+    words += ("--compile_cache", str(out / "graphs"))  # the graph is the same for both of 16 pictures
     words += ("--validation_using_datasets", "False")  # it would only take time here
     return words
 
@@ -143,7 +142,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--start_steps", type=positive, default=700, help="of what both sides start from (default 700)")
     parser.add_argument("--steps", type=positive, default=400, help="of training from there, each side (default 400)")
     options = parser.parse(arguments)
-    out, steps, wanted = options.out, shares(options.start_steps, options.steps), prompts()
+    out, wanted = options.out, prompts()
+    steps = {name: options.start_steps if name == "start" else options.steps for name in RECIPES}
     if not (out / "pictures").exists():
         world.write_folder(out / "pictures", world.finetune_set(seed=0))
     write_text(out / "prompts.txt", "".join(f"{p.text} --d {FIRST_SEED + SEEDS * i}\n" for i, p in enumerate(wanted)))
@@ -160,6 +160,7 @@ def main(arguments: list[str]) -> None:
     draw_grid(out, folders, wanted)
     report = {
         "steps": steps,
+        "pictures_a_step": BATCHES,
         "one_model": counted(out / folders[0], wanted),
         "experts": counted(out / folders[1], wanted),
     }

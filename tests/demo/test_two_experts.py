@@ -13,19 +13,21 @@ START, ONE_MODEL, *EXPERTS = two_experts.RECIPES
 
 def training(name, out, steps=400):
     """What train.py makes of the command."""
-    door, *arguments = two_experts.train(name, out, two_experts.shares(700, steps)[name])
+    door, *arguments = two_experts.train(name, out, steps)
     assert door == "train.py"
     return load(arguments)
 
 
-def test_both_sides_start_alike_train_as_long_and_see_every_timestep_as_often(tmp_path):
+def test_both_sides_start_alike_and_see_as_many_pictures_and_every_timestep_as_often(tmp_path):
     one, experts = training(ONE_MODEL, tmp_path), [training(name, tmp_path) for name in EXPERTS]
-    assert sum(expert.train.max_train_steps for expert in experts) == one.train.max_train_steps == 400
+    assert sum(expert.data.per_batch_size for expert in experts) == one.data.per_batch_size == two_experts.BATCH
     ranges = [trained_range(expert.diffusion) for expert in experts]
     assert ranges == [(350, 1000), (0, 350)]
     assert trained_range(one.diffusion) == (0, 1000)
     for expert, (begin, end) in zip(experts, ranges):
-        assert expert.train.max_train_steps / (end - begin) == pytest.approx(0.4)
+        assert expert.train.max_train_steps == one.train.max_train_steps == 400
+        assert expert.data.per_batch_size / (end - begin) == pytest.approx(one.data.per_batch_size / 1000, rel=0.08)
+        expert.data.per_batch_size = one.data.per_batch_size
         assert (expert.optim, expert.data, expert.model) == (one.optim, one.data, one.model)
         for same in ("prediction_type", "rescale_betas_zero_snr"):
             assert getattr(expert.diffusion, same) == getattr(one.diffusion, same)
@@ -58,8 +60,9 @@ def test_an_interrupted_training_goes_on(tmp_path):
     assert training(ONE_MODEL, tmp_path).train.resume == "latest"
 
 
-def test_the_judge_counts_every_seed(tmp_path):
+def test_the_judge_counts_every_seed(tmp_path, monkeypatch):
     wanted = [world.Prompt("a red circle on grey", "red", "circle"), world.Prompt("x", "blue", "square")]
+    monkeypatch.setattr(two_experts, "SEEDS", 4)
     shapes = ["circle", "circle", "square", "circle", "square", "square", "square", "circle"]
     for index, shape in enumerate(shapes):
         corners = world.corners(shape) * 0.3 + 0.5
