@@ -44,15 +44,21 @@ def find(names: Sequence[str | Path]) -> list[Checkpoint]:
     ]
 
 
-def check(checkpoints: Sequence[Checkpoint]) -> None:
-    """Open each, which takes no time, so that what is none is told before anything is built.
+def check(checkpoints: Sequence[Checkpoint], base: str | Path) -> None:
+    """Open each, which takes no time, so that what does not go with ``base`` is told before anything is built.
 
     Raises:
-        SuiteError: no weights that can be read, or no UNet among them.
+        SuiteError: no weights that can be read, no UNet among them, or one of another kind.
     """
+    with open_weights(base) as weights:
+        wanted, kind = _with_unet(weights).unet, weights.describe()
     for checkpoint in checkpoints:
         with open_weights(checkpoint.path) as weights:
-            _with_unet(weights)
+            if _with_unet(weights).unet != wanted:
+                raise SuiteError(
+                    f"{checkpoint.path} has another UNet than {base}: it is {weights.describe()}, and that is {kind}; "
+                    "name checkpoints of one model"
+                )
 
 
 def _with_unet(weights: WeightFile) -> ModelArchitecture:

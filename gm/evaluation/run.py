@@ -27,7 +27,7 @@ def eval_loss(config: Config, checkpoints: Sequence[str]) -> list[str]:
     from gm.training.plots import plot_eval_loss
 
     found = find(checkpoints or [config.model.weight])
-    check(found)
+    check(found, config.model.weight)
     folder = make_folder(config.sample.save_path)
     records = [one.record(index) for index, one in enumerate(evaluate(config, found))]
     plot_eval_loss(records, folder / CURVES, [checkpoint.label for checkpoint in found])
@@ -54,7 +54,7 @@ def compare(config: Config, checkpoints: Sequence[str], judges: dict[str, Callab
     from gm.evaluation.checkpoints import check, find
 
     found = find(checkpoints)
-    check(found)
+    check(found, config.model.weight)
     folder = make_folder(config.sample.save_path)
     records = comparison.compare(config, found, folder, judges)
     return [comparison.table(records, judges), f"wrote {folder / comparison.TABLE} with {comparison.GRID}"]

@@ -9,6 +9,8 @@ from gm.models.architecture import AUTOENCODER, TINY_SDXL
 from gm.weights.ckpt import save_ckpt
 from gm.weights.keys import expected_shapes
 
+WHOLE = "demo/tiny/tiny_sdxl.safetensors"
+
 
 def test_a_runs_checkpoints_are_in_the_order_of_their_steps_averages_last(tmp_path):
     weights = tmp_path / "run" / "weights"
@@ -42,13 +44,17 @@ def test_nothing_to_find_is_told(tmp_path):
         find([tmp_path / "run"])
 
 
-def test_what_is_no_checkpoint_is_told_before_anything_is_built(tmp_path):
+def test_what_is_no_checkpoint_is_told_before_anything_is_built(tmp_path, write_random_model, families):
     (tmp_path / "text.ckpt").write_text("no weights " * 50)
     with pytest.raises(SuiteError, match=r"text\.ckpt: this is not a MindSpore \.ckpt"):
-        check(find(["demo/tiny/tiny_sdxl.safetensors", tmp_path / "text.ckpt"]))
+        check(find([WHOLE, tmp_path / "text.ckpt"]), WHOLE)
     shapes = {name: shape for name, shape in expected_shapes(TINY_SDXL).items() if name.startswith(AUTOENCODER)}
     save_ckpt(
         tmp_path / "vae.ckpt", ((name, shape, "F32", np.zeros(shape, np.float32)) for name, shape in shapes.items())
     )
     with pytest.raises(SuiteError, match=r"vae\.ckpt has no UNet to evaluate: it is .* with an autoencoder"):
-        check(find([tmp_path / "vae.ckpt"]))
+        check(find([tmp_path / "vae.ckpt"]), WHOLE)
+    other = write_random_model(tmp_path / "refiner.ckpt", families["refiner"])
+    with pytest.raises(SuiteError, match=r"refiner\.ckpt has another UNet than demo.*; name checkpoints of one model$"):
+        check(find([WHOLE, other]), WHOLE)
+    check(find([WHOLE]), WHOLE)
