@@ -77,9 +77,11 @@ def check_keys(expected: dict[str, tuple[int, ...]], weights: WeightFile, prefix
         if names
     ]
     if faults:
+        only_lacks = given and not found.unexpected and not found.misshapen
+        remedy = "fetch or save it again, whole" if only_lacks else "give one of the network's own kind"
         raise SuiteError(
             f"{weights.path} does not fit the network {prefix.rstrip('.') or 'as a whole'}: {'; '.join(faults)}. "
-            f"The file is {weights.describe()}: give one of the network's own kind"
+            f"The file is {weights.describe()}: {remedy}"
         )
 
 
