@@ -99,6 +99,8 @@ class Guard:
         deadline = time.monotonic() + self.order.start_timeout
         while time.monotonic() < deadline and os.getppid() == self.parent:
             for port in ports:
+                if time.monotonic() > deadline:  # what has a port and does not answer takes two seconds
+                    break
                 try:
                     connection = socket.create_connection((self.process.host, port), timeout=2)
                 except OSError:

@@ -1,12 +1,11 @@
-"""The documented commands, as written, with two processes: one result whoever starts them, and nothing left behind."""
+"""The documented commands, as written, with two and four processes: one result whoever starts them, and no mess."""
 
-import json
 import os
+import re
+import shutil
 import signal
 import socket
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,153 +13,243 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gm.parallel import processes, rank_table
-from gm.weights.files import open_weights
+from gm.parallel import rank_table
+from tests.parallel.launching import (
+    CACHE_SCRIPT,
+    ROOT,
+    Job,
+    by_mpirun,
+    by_msrun,
+    by_table,
+    flags,
+    free_port,
+    log_of,
+    losses,
+    run,
+    saved,
+    weights,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
-ROOT = Path(__file__).parents[2]
+PICTURES = 520  # three shards of the cache
 COLOURS = ("red", "green", "blue", "yellow")
 STEPS = 4
-# The tiny recipe on a network that compiles in seconds; --config given again adds to what the command names.
-TINY = ["--config", str(ROOT / "configs/training/tiny_sdxl.yaml"), "--tokenizer", str(ROOT / "demo/tiny/tokenizer")]
-TINY += ["--device_target", "CPU", "--lr_warmup_steps", "0", "--lr_scheduler", "constant", "--save_ckpt_interval", "2"]
+BOUND = 60  # seconds in which a job has ended after a fault
+ENDLESS = 100_000  # steps
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, write_random_model, families):
-    """A folder with pictures, small weights and a rank table for two CPU processes."""
+    """A folder with pictures, small weights and rank tables for CPU processes on one and on two servers."""
     folder = tmp_path_factory.mktemp("job")
     (folder / "data").mkdir()
     rng = np.random.default_rng(3)
-    for number in range(8):
+    for number in range(PICTURES):
         pixels = rng.integers(0, 255, (64, 64, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "data" / f"{number}.png")
         (folder / "data" / f"{number}.txt").write_text(f"a {COLOURS[number % 4]} circle")
-    unet = replace(families["sd-1"].unet, channels=(32,), down_depths=((1,),), mid_depth=1, up_depths=((1, 1),))
+    unet = replace(families["sd-1"].unet, channels=(32,), down_depths=((1,),), mid_depth=None, up_depths=((0, 0),))
     write_random_model(folder / "small.ckpt", replace(families["sd-1"], unet=unet))
-    rank_table.make("10.0.0.1", range(2), {0: "192.168.1.0", 1: "192.168.1.1"}).write(folder / "hccl_2p.json")
+    tables = {cards: rank_table.make("10.0.0.1", range(cards), addresses(1, cards)) for cards in (2, 4)}
+    for cards, table in tables.items():
+        table.write(folder / f"hccl_{cards}p.json")
+    servers = [rank_table.make(f"127.0.0.{number}", [0], addresses(number, 1)) for number in (1, 2)]
+    rank_table.merge(servers).write(folder / "hccl_2s.json")
     return folder
 
 
-def environment():
-    variables = {name: value for name, value in os.environ.items() if name not in processes.VARIABLES}
-    scripts = str(Path(sys.executable).parent)
-    return variables | {
-        "PATH": f"{scripts}:{os.environ['PATH']}",
-        "PYTHON": sys.executable,
-        "DEVICE_TARGET": "CPU",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",  # on a machine with fewer cores
-    }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start(place, *command):
-    return subprocess.Popen(
-        command,
-        cwd=place,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run(place, *command, code=0) -> str:
-    process = start(place, *map(str, command))
-    try:
-        output, _ = process.communicate(timeout=150)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == code, output
-    assert not left_over(place)
-    return output
-
-
-def left_over(place, seconds=10) -> list[str]:
-    """Processes of the job that outlive it."""
-    deadline = time.monotonic() + seconds
-    while True:
-        listing = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-        lines = [line for line in listing.splitlines() if str(place) in line and "train.py" in line]
-        if not lines or time.monotonic() > deadline:
-            return lines
-        time.sleep(0.1)
-
-
-def flags(place, name, batch=2, steps=STEPS) -> list[str]:
-    """What the tiny model adds to the documented commands."""
-    cache = ["--cache_latent", "True", "--cache_text_embedding", "True", "--cache_path", str(place / "cache")]
-    folder = ["--save_path", str(place / "runs"), "--save_path_with_time", "False", "--run_name", name]
-    weights = ["--weight", str(place / "small.ckpt")]
-    return [*TINY, *weights, *cache, *folder, "--max_train_steps", str(steps), "--per_batch_size", str(batch)]
-
-
-def seed_command(place, size) -> list[str]:
-    """The documented mpirun command, letter for letter but for the number and the data."""
-    recipe = ROOT / "configs/training/sd_xl_base_finetune_multi_graph_910b.yaml"
-    command = f"mpirun --allow-run-as-root -n {size} python {ROOT}/train.py --config {recipe}".split()
-    more = ["--data_path", str(place / "data"), "--max_device_memory", "59GB", "--param_fp16", "True"]
-    return [*command, "--weight", "", *more, "--is_parallel", "True"]
-
-
-def result(place, name) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Losses and final weights of a run."""
-    lines = (place / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
-    with open_weights(place / "runs" / name / "weights" / f"unet_{len(losses)}.ckpt") as weights:
-        return losses, {key: weights.read(key).copy() for key in weights.names()}
+def addresses(server, cards) -> dict[int, str]:
+    return {card: f"192.168.{server}.{card + 1}" for card in range(cards)}
 
 
 @pytest.fixture(scope="module")
 def cached(place):
-    """The cache, made by two ranks of the script."""
-    table, data = place / "hccl_2p.json", place / "data"
-    output = run(place, "bash", ROOT / "scripts/cache_data.sh", table, 0, 2, 2, data, *flags(place, "cache"))
-    assert "ranks 0 to 1 of 2: logs in logs_for_cache" in output
+    """The cache, made by four ranks of the script."""
+    command = [*by_table(place, "hccl_4p.json", 0, 4, 4, CACHE_SCRIPT), *flags(place, "cache", kept=False)]
+    assert "ranks 0 to 3 of 4: logs in logs_for_cache" in run(place / "caching", *command)
     return place
 
 
+def shards(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+def test_four_ranks_cache_the_same_bytes_as_one_process(cached, tmp_path):
+    recipe = ROOT / "configs/training/sd_xl_base_finetune_910b.yaml"
+    command = [sys.executable, ROOT / "train.py", "--task", "cache", "--data_path", cached / "data", "--config", recipe]
+    run(tmp_path, *command, *flags(cached, "cache", kept=False), "--cache_path", tmp_path / "cache")
+    assert len(list((tmp_path / "cache" / "latents").glob("*.safetensors"))) == 3
+    assert shards(cached / "cache") == shards(tmp_path / "cache")
+    told = [re.search(r"(\d+) and (\d+) encoded now", log_of(cached / "caching", rank)) for rank in range(4)]
+    counts = [[int(count) for count in found.groups()] for found in told if found]
+    assert np.sum(counts, axis=0).tolist() == [PICTURES, len(COLOURS) + 1]
+    assert sum(any(made) for made in counts) > 1
+
+
+class Servers:
+    """The script on two servers, with one rank each, at one port; ``own``: flags of the second alone."""
+
+    def __init__(self, place, name, port, own=()):
+        self.folder = place / name
+        second = [*by_table(place, "hccl_2s.json", 1, 2, 2), *flags(place, name), *own]
+        first = [*by_table(place, "hccl_2s.json", 0, 1, 2), *flags(place, name)]
+        with (
+            Job(self.folder, *second, MS_SCHED_PORT=port) as later,
+            Job(self.folder, *first, MS_SCHED_PORT=port) as job,
+        ):
+            self.output, _ = job.process.communicate(timeout=150)
+            self.codes = [later.ended(within=20), job.process.returncode]
+        self.logs = [log_of(self.folder, rank) for rank in range(2)]
+
+
 @pytest.fixture(scope="module")
-def by_script(cached):
-    """What two ranks of the script make."""
-    script, table = ROOT / "scripts/run_distribute_vanilla_ft_910b.sh", cached / "hccl_2p.json"
-    output = run(cached, "bash", script, table, 0, 2, 2, cached / "data", *flags(cached, "script"))
-    assert "rank 0 of 2 by rank table" in output
-    return result(cached, "script")
+def by_scripts(cached):
+    """What two ranks of the script make, each on a server of its own, at a port that something else has."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        servers = Servers(cached, "script", taken.getsockname()[1])
+    assert servers.codes == [0, 0], servers.logs
+    assert "rank 0 of 2 by rank table" in servers.output
+    return losses(cached, "script"), weights(cached, "script", STEPS)
 
 
-def test_the_scripts_cache_and_train_on_two_ranks(by_script, cached):
-    losses, _ = by_script
-    assert len(losses) == STEPS
-    assert all(np.isfinite(losses))
-    assert [len((cached / logs / "log_1.txt").read_text()) > 0 for logs in ("logs_for_cache", "logs_for_distribute")]
-    assert len(list((cached / "cache" / "latents").glob("*.safetensors"))) == 1
+def test_the_scripts_of_two_servers_train_together(by_scripts):
+    found, _ = by_scripts
+    assert len(found) == STEPS
+    assert all(np.isfinite(found))
 
 
-def test_msrun_gives_the_same_numbers(by_script, cached):
-    command = ["msrun", "--worker_num=2", "--local_worker_num=2", "--join=True", "--log_dir=logs_for_msrun"]
-    command += [f"--master_port={free_port()}", ROOT / "train.py", "--data_path", cached / "data"]
-    output = run(cached, *command, *flags(cached, "msrun"))
-    assert "rank 0 of 2 by msrun" in output
-    same(result(cached, "msrun"), by_script)
+def test_msrun_gives_the_same_numbers_and_ends_when_a_rank_is_killed_in_a_step(by_scripts, cached):
+    steps = cached / "runs" / "msrun" / "metrics.jsonl"
+    with Job(cached / "by_msrun", *by_msrun(cached), *flags(cached, "msrun", steps=ENDLESS)) as job:
+        job.wait(lambda: steps.exists() and len(steps.read_text().splitlines()) > STEPS)
+        pid = job.pid(1)
+        os.kill(pid, signal.SIGKILL)
+        assert job.ended(within=BOUND) != 0
+    assert "rank 0 of 2 by msrun" in job.output
+    assert f"error: rank 1 ({socket.gethostname()}, process {pid}) was lost" in job.output
+    assert saved(cached, "msrun") >= STEPS
+    assert losses(cached, "msrun")[:STEPS] == by_scripts[0]
+    found = weights(cached, "msrun", STEPS)
+    assert found.keys() == by_scripts[1].keys()
+    assert all(np.array_equal(found[name], by_scripts[1][name]) for name in found)
 
 
-def test_mpirun_gives_the_same_numbers(by_script, cached):
-    output = run(cached, *seed_command(cached, 2), *flags(cached, "mpirun"), "--param_fp16", "False")
-    assert "rank 0 of 2 by mpirun" in output
-    assert "[rank 1]" not in output  # it has nothing to worry about
-    same(result(cached, "mpirun"), by_script)
+def test_mpirun_of_four_gives_the_same_result(by_scripts, cached):
+    command = [*by_mpirun(cached, 4), *flags(cached, "mpirun", batch=1), "--param_fp16", "False"]
+    output = run(cached / "by_mpirun", *command)
+    assert "rank 0 of 4 by mpirun" in output
+    assert "[rank" not in output  # the others have nothing to worry about
+    np.testing.assert_allclose(losses(cached, "mpirun"), by_scripts[0], rtol=0, atol=1e-5)
+    found = weights(cached, "mpirun", STEPS)
+    assert found.keys() == by_scripts[1].keys()
+    for name, value in found.items():
+        np.testing.assert_allclose(value, by_scripts[1][name], rtol=0, atol=1e-4, err_msg=name)
 
 
-def same(one, other):
-    assert one[0] == other[0]
-    assert one[1].keys() == other[1].keys()
-    assert all(np.array_equal(one[1][name], other[1][name]) for name in one[1])
+def two_ranks(place, name, *more, **options) -> list:
+    return [*by_table(place, "hccl_2p.json", 0, 2, 2), *flags(place, name, **options), *more]
+
+
+def test_a_rank_that_is_killed_while_it_starts_ends_the_job(cached):
+    with Job(cached / "starting", *two_ranks(cached, "start")) as job:
+        job.wait(lambda: "rank 0 of 2" in log_of(job.folder, 0))  # they have met, and import MindSpore
+        pid = job.pid(1)
+        os.kill(pid, signal.SIGKILL)
+        assert job.ended(within=BOUND) == 128 + signal.SIGKILL
+    assert "error: rank 1 was ended by SIGKILL" in job.output
+    assert f"error: rank 1 ({socket.gethostname()}, process {pid}) was lost" in log_of(job.folder, 0)
+    assert not (cached / "runs" / "start").exists()
+
+
+def test_a_rank_that_is_killed_while_all_compile_ends_the_job_of_mpirun(cached):
+    log = cached / "runs" / "compile" / "log.txt"
+    command = [*by_mpirun(cached, 2), *flags(cached, "compile", kept=False)]
+    with Job(cached / "compiling", *command) as job:
+        job.wait(lambda: log.exists() and "compiling the step" in log.read_text())
+        os.kill(job.pid(1), signal.SIGKILL)
+        assert job.ended(within=BOUND) != 0
+    assert re.search(r"rank 1 \(.*\) was lost|process rank 1 .* exited on signal 9", job.output)
+    assert not log.with_name("latest").exists()
+
+
+def test_a_run_that_is_interrupted_killed_while_saving_and_stopped_goes_on_each_time(by_scripts, cached):
+    run = cached / "runs" / "again"
+    with Job(cached / "interrupted", *two_ranks(cached, "again", steps=ENDLESS)) as job:
+        job.wait((run / "latest").exists)
+        os.killpg(job.process.pid, signal.SIGINT)  # Ctrl-C
+        assert job.ended(within=BOUND) == 0, job.output
+    interrupted = saved(cached, "again")
+    assert f"interrupted after step {interrupted} of {ENDLESS}" in job.output
+    assert "found in the compile cache" in job.output  # the ranks of the two servers have compiled it
+
+    with Job(cached / "saving", *two_ranks(cached, "again", "--resume", "latest", steps=ENDLESS)) as job:
+        job.wait(lambda: saved(cached, "again") > interrupted)
+        os.kill(stop_in_save(job, run), signal.SIGKILL)
+        assert job.ended(within=BOUND) == 128 + signal.SIGKILL
+    assert "error: rank 0 was ended by SIGKILL" in job.output
+    assert re.search("error: rank 0 .*was lost", log_of(job.folder, 1))
+    killed = saved(cached, "again")
+    assert killed > interrupted
+
+    more = ["--resume", "latest", "--rank_timeout", "8"]
+    with Job(cached / "stopped", *two_ranks(cached, "again", *more, steps=ENDLESS)) as job:
+        job.wait(lambda: saved(cached, "again") > killed)
+        pid = job.pid(1)
+        os.kill(pid, signal.SIGSTOP)
+        assert job.ended(within=BOUND) != 0
+    line = f"error: rank 1 ({socket.gethostname()}, process {pid}) was lost: it has been stopped (SIGSTOP) for 8 s"
+    assert line in log_of(job.folder, 0)
+    assert saved(cached, "again") > killed
+    assert losses(cached, "again")[:STEPS] == by_scripts[0]
+
+
+def stop_in_save(job: Job, run: Path) -> int:
+    """Stop rank 0 where it is in the middle of writing a state; its process."""
+
+    def unfinished() -> bool:
+        return any((run / "state").glob(".step_*.tmp"))
+
+    pid = job.pid(0)
+    while True:
+        job.wait(unfinished)
+        os.kill(pid, signal.SIGSTOP)
+        if unfinished():
+            return pid
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_ranks_of_different_commands_weights_and_data_compute_nothing(place):
+    shutil.copytree(place / "data", place / "other")
+    (place / "other" / "0.txt").write_text("something else")
+    content = (place / "small.ckpt").read_bytes()
+    (place / "other.ckpt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    own = ["--learning_rate", "2e-3", "--data_path", place / "other", "--weight", place / "other.ckpt"]
+    servers = Servers(place, "differ", free_port(), own)
+    assert servers.codes == [1, 1]
+    for log in servers.logs:
+        line = re.search(r"^error: rank 1 on (\S+) differs in (.*)", log, re.MULTILINE)
+        assert line[1] == socket.gethostname()
+        assert "optim.learning_rate (0.002, rank 0: 0.001), the weights (" in line[2]
+        assert "the data (" in line[2]
+    assert "error: rank 0 ended with code 1: rank 1 on" in servers.output
+    assert not (place / "runs" / "differ").exists()
+
+
+def test_without_a_free_port_the_job_ends(place):
+    first = free_port()
+    taken = [socket.socket() for _ in range(8)]
+    try:
+        for number, one in enumerate(taken):
+            one.bind(("127.0.0.1", first + number))
+            one.listen()
+        with Job(place / "port", *two_ranks(place, "port", "--rank_timeout", "5"), MS_SCHED_PORT=first) as job:
+            assert job.ended(within=BOUND) == 1
+    finally:
+        for one in taken:
+            one.close()
+    told = f"ports {first} to {first + 7} of 127.0.0.1 are all taken: name a free one"
+    assert f"rank 0 ended with code 1: {told}" in job.output
+    assert "error: rank 0 was not found at 127.0.0.1" in log_of(job.folder, 1)
