@@ -5,7 +5,7 @@
 - ``prediction_type``: what the model predicts, or a function that says it for each timestep.
 - ``steps``: from ``inference_steps`` with the sampler's ``grid``, or a slice of them; what is returned is at the noise
   level after the last step, again at unit scale, so a run can be cut anywhere and go on in another call.
-- ``noise() -> (B, C, h, w)``: fresh unit noise, for the samplers that are ``stochastic``.
+- ``noise() -> (B, C, h, w)``: fresh unit noise, for the samplers that add some.
 - ``callback(index, denoised)`` after each step, with the prediction of x_0.
 
 The notation inside is that of Karras et al. 2022 (arXiv 2206.00364) and k-diffusion: there x = x_0 + sigma noise, and
@@ -219,25 +219,23 @@ def sample_lcm(
 
 
 class Sampler(NamedTuple):
-    """A sampler, the ``grid`` its steps are made with, and what it needs."""
+    """A sampler, and the ``grid`` its steps are made with."""
 
     sample: Callable[..., np.ndarray]
     grid: str
-    stochastic: bool = False
-    evaluations: int = 1  # of the network in each step
 
 
 SAMPLERS: dict[str, Sampler] = {
     "euler": Sampler(sample_euler, "karras"),
-    "euler_ancestral": Sampler(sample_euler_ancestral, "karras", stochastic=True),
-    "heun": Sampler(sample_heun, "karras", evaluations=2),
+    "euler_ancestral": Sampler(sample_euler_ancestral, "karras"),
+    "heun": Sampler(sample_heun, "karras"),
     "ddim": Sampler(sample_ddim, "ddim"),
-    "ddpm": Sampler(sample_ddpm, "ddpm", stochastic=True),
+    "ddpm": Sampler(sample_ddpm, "ddpm"),
     "dpmpp_2m": Sampler(sample_dpmpp_2m, "multistep"),
-    "dpmpp_2s_ancestral": Sampler(sample_dpmpp_2s_ancestral, "karras", stochastic=True, evaluations=2),
+    "dpmpp_2s_ancestral": Sampler(sample_dpmpp_2s_ancestral, "karras"),
     "unipc": Sampler(sample_unipc, "multistep"),
     "lms": Sampler(sample_lms, "karras"),
-    "lcm": Sampler(sample_lcm, "consistency", stochastic=True),
+    "lcm": Sampler(sample_lcm, "consistency"),
 }
 # MindONE's class names
 ALIASES = {
