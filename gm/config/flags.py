@@ -11,13 +11,9 @@ from gm.errors import UsageError
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UsageError; flags are not guessed from their beginnings."""
 
-    def __init__(self, description: str, epilog: str = ""):
-        super().__init__(
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+    def __init__(self, description: str):
+        kind = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=kind, allow_abbrev=False)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse all of ``arguments``.
