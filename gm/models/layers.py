@@ -118,8 +118,11 @@ class Conv2d(nn.Cell):
 class GroupNorm(nn.Cell):
     """Group normalisation over (C/groups, H, W), then scale and shift per channel.
 
-    For inference alone it may be two batch normalisations: each group a channel of its own, then scale and shift.
+    For inference alone, ``x`` (B, C, H, W) of ``large`` size may pass two batch normalisations: each group a channel of
+    its own, then scale and shift.
     """
+
+    large = 2**17  # numbers; two operators take longer than one of small pictures
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5):
         super().__init__()
@@ -138,7 +141,7 @@ class GroupNorm(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         wide = x.astype(ms.float32)
         weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
-        if not self.stands_in:
+        if not self.stands_in or x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
             return ops.group_norm(wide, self.groups, weight, bias, self.eps).astype(x.dtype)
         rows = x.shape[0] * self.groups
         one, zero = ops.ones((rows,), ms.float32), ops.zeros((rows,), ms.float32)
