@@ -8,7 +8,7 @@ import logging
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from gm.models.layers import Linear
+from gm.models.layers import Linear, Projection
 from gm.models.math_attention import MathAttention
 
 log = logging.getLogger(__name__)
@@ -68,54 +68,55 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causa
     )
 
 
+class FlashAttention(nn.Cell):
+    """``MultiHeadAttention`` by the device's kernel, where it takes what is given."""
+
+    def __init__(self, head_width: int, causal: bool):
+        super().__init__()
+        self.causal = causal
+        self.math = MathAttention(head_width, causal)
+
+    def construct(self, query: Tensor, key: Tensor, value: Tensor, batch: int, heads: int) -> Tensor:
+        shape = (batch, -1, query.shape[1])
+        parts = query.reshape(shape), key.reshape(shape), value.reshape(shape)
+        if flash_takes(parts[0], parts[1], parts[2], heads):
+            return flash_attention(parts[0], parts[1], parts[2], heads, self.causal).reshape(query.shape)
+        return self.math(query, key, value, batch, heads)
+
+
 class MultiHeadAttention(nn.Cell):
-    """Attention of ``heads`` heads side by side: (B, N, C), (B, M, C), (B, M, C) -> (B, N, C).
+    """Attention of ``heads`` heads side by side: (B * N, C), (B * M, C), (B * M, C) and B -> (B * N, C).
 
     ``causal``: no query sees what lies to the right of it.
     """
 
     def __init__(self, heads: int, head_width: int, causal: bool = False):
         super().__init__()
-        self.heads, self.head_width, self.causal = heads, head_width, causal
-        self.flash = Choice.flash
-        self.attention = MathAttention(head_width, causal)
+        self.heads = heads
+        self.attention = (FlashAttention if Choice.flash else MathAttention)(head_width, causal)
 
-    def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if self.flash and flash_takes(query, key, value, self.heads):
-            return flash_attention(query, key, value, self.heads, self.causal)
-        batch, length, channels = query.shape
-        out = self.attention(self.split(query), self.split(key), self.split(value))
-        if self.heads == 1:
-            return out
-        out = out.reshape(batch, self.heads, length, self.head_width)
-        return out.transpose(0, 2, 1, 3).reshape(batch, length, channels)
-
-    def split(self, x: Tensor) -> Tensor:
-        if self.heads == 1:
-            return x
-        batch, length, _ = x.shape
-        x = x.reshape(batch, length, self.heads, self.head_width).transpose(0, 2, 1, 3)
-        return x.reshape(batch * self.heads, length, self.head_width)
+    def construct(self, query: Tensor, key: Tensor, value: Tensor, batch: int) -> Tensor:
+        return self.attention(query, key, value, batch, self.heads)
 
 
 class CrossAttention(nn.Cell):
-    """Attention of a transformer block, to itself or to a context; names as in the original UNet.
+    """Attention of a transformer block, of rows (B * N, C) to rows (B * M, context); names as in the original UNet.
 
-    ``context`` (B, M, C), or its ``states`` where they are known already.
+    In place of a context its ``states`` will do.
     """
 
     def __init__(self, channels: int, context_dim: int, heads: int):
         super().__init__()
-        self.to_q = Linear(channels, channels, bias=False)
-        self.to_k = Linear(context_dim, channels, bias=False)
-        self.to_v = Linear(context_dim, channels, bias=False)
+        self.to_q = Projection(channels, channels)
+        self.to_k = Projection(context_dim, channels)
+        self.to_v = Projection(context_dim, channels)
         self.to_out = nn.CellList([Linear(channels, channels)])
         self.attention = MultiHeadAttention(heads, channels // heads)
 
-    def construct(self, x: Tensor, context: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    def construct(self, x: Tensor, context: Tensor | tuple[Tensor, Tensor], batch: int) -> Tensor:
         key, value = context if isinstance(context, tuple) else self.states(context)
-        return self.to_out[0](self.attention(self.to_q(x), key, value))
+        return self.to_out[0](self.attention(self.to_q(x), key, value, batch))
 
     def states(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values."""
+        """Keys and values of rows."""
         return self.to_k(context), self.to_v(context)

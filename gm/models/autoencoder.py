@@ -45,11 +45,12 @@ class PixelAttention(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         h = self.norm(x)
-        out = self.attention(self.tokens(self.q(h)), self.tokens(self.k(h)), self.tokens(self.v(h)))
-        return x + self.proj_out(out.transpose(0, 2, 1).reshape(batch, channels, height, width))
+        out = self.attention(self.rows(self.q(h)), self.rows(self.k(h)), self.rows(self.v(h)), batch)
+        out = out.reshape(batch, height * width, channels).transpose(0, 2, 1)
+        return x + self.proj_out(out.reshape(batch, channels, height, width))
 
-    def tokens(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], x.shape[1], -1).transpose(0, 2, 1)
+    def rows(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], x.shape[1], -1).transpose(0, 2, 1).reshape(-1, x.shape[1])
 
 
 class Middle(nn.Cell):

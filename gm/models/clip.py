@@ -8,7 +8,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from gm.compilation import Graph
 from gm.models.architecture import CLIPArchitecture, VisionEncoderArchitecture
-from gm.models.layers import Embedding, Initializer, LayerNorm, Linear
+from gm.models.layers import Embedding, Initializer, LayerNorm, Projection
 from gm.models.text_encoders import CLIPEncoder, CLIPTextModel
 
 
@@ -69,9 +69,9 @@ class CLIP(nn.Cell):
     def __init__(self, arch: CLIPArchitecture):
         super().__init__()
         self.text_model = CLIPTextModel(arch.text)
-        self.text_projection = Linear(arch.text.width, arch.text.projection_dim, bias=False)
+        self.text_projection = Projection(arch.text.width, arch.text.projection_dim)
         self.vision_model = CLIPVisionModel(arch.vision)
-        self.visual_projection = Linear(arch.vision.width, arch.text.projection_dim, bias=False)
+        self.visual_projection = Projection(arch.vision.width, arch.text.projection_dim)
         self.logit_scale = Parameter(Tensor(np.float32(np.log(1 / 0.07))), requires_grad=False)
 
     def embed_texts(self, ids: Tensor) -> Tensor:

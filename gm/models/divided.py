@@ -8,7 +8,7 @@ from mindspore import Parameter, Tensor, nn
 
 from gm.errors import UsageError
 from gm.models.attention import CrossAttention
-from gm.models.layers import Linear
+from gm.models.layers import Linear, generalize
 from gm.models.unet import FeedForward, TransformerBlock
 from gm.parallel.collectives import AllReduce, Group
 from gm.parallel.rules import cut, rule
@@ -48,6 +48,7 @@ class _Divided(nn.Cell):
     def __init__(self, part: nn.Cell, last: Linear, group: Group):
         super().__init__(auto_prefix=False)
         self.part, self.copy, self.sum = part, Copy(group), Sum(group)
+        generalize(last)
         bias = last.bias
         del last.bias
         last.bias = None
@@ -65,10 +66,10 @@ class DividedAttention(_Divided):
         super().__init__(part, part.to_out[0], group)
         self.own = own
 
-    def construct(self, x: Tensor, context: Tensor) -> Tensor:
+    def construct(self, x: Tensor, context: Tensor, batch: int) -> Tensor:
         x = self.copy(x)
         context = x if self.own else self.copy(context)
-        return self.finish(self.part(x, context))
+        return self.finish(self.part(x, context, batch))
 
 
 class DividedFeedForward(_Divided):

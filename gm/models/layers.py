@@ -1,8 +1,8 @@
 """The few layers every network is made of, with the parameter names of the original checkpoints (weight, bias).
 
 Each picks the formulation that measured fastest per device; ``docs/performance.md`` says what was tried.
-All compute in the dtype of the tensor they take, and return it; norms compute in float32. ``gm.models.precision`` says
-which dtype that is. Pictures and latents are (B, C, H, W), token states (B, N, C).
+They compute in float32; ``generalize`` makes them compute in the dtype of the tensor they take, norms in float32 still.
+``gm.models.precision`` says which dtype that is. Pictures and latents are (B, C, H, W), token states (B, N, C).
 """
 
 import math
@@ -63,34 +63,66 @@ def operand(x: Tensor, dtype: ms.Type, rounding: ms.Type | None) -> Tensor:
     return x.astype(dtype)
 
 
-class Linear(nn.Cell):
-    """``x @ weight.T + bias``; weight (out, in)."""
+def generalize(network: nn.Cell) -> None:
+    """Make the layers of ``network``, which compute in float32, compute in the type of what they are given.
 
-    rounding: ms.Type | None = None
+    Their weights may then be of another type, or a part of the whole ones. Which it is, is a matter of the layer's
+    class and not of a branch, so that the usual case has neither branches nor casts, which take long to compile.
+    """
+    for _, cell in network.cells_and_names():
+        general = getattr(type(cell), "general", None)
+        if general is not None:
+            object.__setattr__(cell, "__class__", general)
+
+
+class Linear(nn.Cell):
+    """``x @ weight.T + bias``: (rows, in) -> (rows, out); weight (out, in)."""
+
+    general: type[nn.Cell]
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.weight = Initializer.uniform((out_features, in_features), in_features)
         self.bias = Initializer.uniform((out_features,), in_features) if bias else None
-        self.whole = None  # what the weight passes first, where a device keeps only a part of it
         self.matmul = P.MatMul(transpose_b=True)
         self.bias_add = P.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
-        rows = operand(x.reshape(-1, self.in_features), x.dtype, self.rounding)
+        return self.bias_add(self.matmul(x, self.weight), self.bias)
+
+
+class Projection(Linear):
+    """``Linear`` without a bias."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.matmul(x, self.weight)
+
+
+class GeneralLinear(Linear):
+    """``Linear`` and ``Projection`` in the type of ``x``."""
+
+    rounding: ms.Type | None = None
+    whole: nn.Cell | None = None  # what the weight passes first, where a device keeps only a part of it
+
+    def construct(self, x: Tensor) -> Tensor:
         weight = self.weight if self.whole is None else self.whole(self.weight.astype(x.dtype))
-        out = self.matmul(rows, operand(weight, x.dtype, self.rounding))
+        out = self.matmul(operand(x, x.dtype, self.rounding), operand(weight, x.dtype, self.rounding))
         if self.bias is not None:
             out = self.bias_add(out, operand(self.bias, x.dtype, self.rounding))
-        out = operand(out, x.dtype, self.rounding)
-        return out.reshape(x.shape[:-1] + (self.out_features,))
+        return operand(out, x.dtype, self.rounding)
+
+
+Linear.general = GeneralLinear
 
 
 class Conv2d(nn.Cell):
     """Convolution with a square kernel; weight (out, in, k, k). ``padding``: (top, bottom, left, right) or one int."""
 
-    rounding: ms.Type | None = None
+    general: type[nn.Cell]
 
     def __init__(
         self,
@@ -104,15 +136,27 @@ class Conv2d(nn.Cell):
         fan_in = in_channels * kernel_size * kernel_size
         self.weight = Initializer.uniform((out_channels, in_channels, kernel_size, kernel_size), fan_in)
         self.bias = Initializer.uniform((out_channels,), fan_in)
-        self.whole = None  # as in Linear
         self.conv = P.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
         self.bias_add = P.BiasAdd()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.bias_add(self.conv(x, self.weight), self.bias)
+
+
+class GeneralConv2d(Conv2d):
+    """``Conv2d`` in the type of ``x``."""
+
+    rounding: ms.Type | None = None
+    whole: nn.Cell | None = None  # as in GeneralLinear
 
     def construct(self, x: Tensor) -> Tensor:
         weight = self.weight if self.whole is None else self.whole(self.weight.astype(x.dtype))
         out = self.conv(operand(x, x.dtype, self.rounding), operand(weight, x.dtype, self.rounding))
         out = self.bias_add(out, operand(self.bias, x.dtype, self.rounding))
         return operand(out, x.dtype, self.rounding)
+
+
+Conv2d.general = GeneralConv2d
 
 
 class GroupNorm(nn.Cell):
@@ -122,6 +166,7 @@ class GroupNorm(nn.Cell):
     its own, then scale and shift.
     """
 
+    general: type[nn.Cell]
     large = 2**17  # numbers; two operators take longer than one of small pictures
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5):
@@ -139,18 +184,32 @@ class GroupNorm(nn.Cell):
             self.mean, self.variance = Tensor(np.zeros(channels, np.float32)), Tensor(np.ones(channels, np.float32))
 
     def construct(self, x: Tensor) -> Tensor:
-        wide = x.astype(ms.float32)
-        weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
+        return self.normed(x, self.weight, self.bias)
+
+    def normed(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if not self.stands_in or x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
-            return ops.group_norm(wide, self.groups, weight, bias, self.eps).astype(x.dtype)
+            return ops.group_norm(x, self.groups, weight, bias, self.eps)
         rows = x.shape[0] * self.groups
         one, zero = ops.ones((rows,), ms.float32), ops.zeros((rows,), ms.float32)
-        normed = self.standardize(wide.reshape(1, rows, -1, 1), one, zero, zero, one)[0].reshape(x.shape)
-        return self.affine(normed, weight, bias, self.mean, self.variance)[0].astype(x.dtype)
+        standard = self.standardize(x.reshape(1, rows, -1, 1), one, zero, zero, one)[0].reshape(x.shape)
+        return self.affine(standard, weight, bias, self.mean, self.variance)[0]
+
+
+class GeneralGroupNorm(GroupNorm):
+    """``GroupNorm`` of any type, computed in float32."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.astype(ms.float32), self.bias.astype(ms.float32)
+        return self.normed(x.astype(ms.float32), weight, bias).astype(x.dtype)
+
+
+GroupNorm.general = GeneralGroupNorm
 
 
 class LayerNorm(nn.Cell):
     """Normalisation over the last axis, then scale and shift."""
+
+    general: type[nn.Cell]
 
     def __init__(self, width: int, eps: float = 1e-5):
         super().__init__()
@@ -159,41 +218,72 @@ class LayerNorm(nn.Cell):
         self.norm = P.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
     def construct(self, x: Tensor) -> Tensor:
+        return self.norm(x, self.weight, self.bias)[0]
+
+
+class GeneralLayerNorm(LayerNorm):
+    """``LayerNorm`` of any type, computed in float32."""
+
+    def construct(self, x: Tensor) -> Tensor:
         out = self.norm(x.astype(ms.float32), self.weight.astype(ms.float32), self.bias.astype(ms.float32))[0]
         return out.astype(x.dtype)
+
+
+LayerNorm.general = GeneralLayerNorm
 
 
 class GatedGELU(nn.Cell):
     """``value * gelu(gate)`` of one tensor (..., 2C) split in two."""
 
-    def __init__(self):
-        super().__init__()
-        self.stands_in = stands_in("gated_gelu")
-        self.own = _GatedGELU()
-
     def construct(self, x: Tensor) -> Tensor:
         value, gate = ops.split(x, x.shape[-1] // 2, axis=-1)
-        if self.stands_in:
-            return self.own(value, gate)[0]
         return value * gelu(gate)
 
 
-class _GatedGELU(nn.Cell):
+class _OwnGatedGELU(nn.Cell):
     """The same with its gradient written out: MindSpore's derives the error function by a power, which is slow on CPU.
 
-    Returns the product and, for the backward pass alone, the normal distribution's function of the gate.
+    Returns beside the result what the backward pass is made of.
     """
 
-    def construct(self, value: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-        below = ops.erf(gate * 0.7071067811865476) * 0.5 + 0.5
-        return value * (gate * below), below
+    def __init__(self):
+        super().__init__()
+        self.split, self.join = P.Split(-1, 2), P.Concat(-1)
+        self.mul, self.add, self.erf, self.exp = P.Mul(), P.Add(), P.Erf(), P.Exp()
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        value, gate = self.split(x)
+        below = self.add(self.mul(self.erf(self.mul(gate, 0.7071067811865476)), 0.5), 0.5)
+        activated = self.mul(gate, below)
+        return self.mul(value, activated), value, gate, below, activated
 
     def bprop(
-        self, value: Tensor, gate: Tensor, out: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        gradient, below = gradients[0], out[1]
-        density = ops.exp(gate * gate * -0.5) * 0.3989422804014327
-        return gradient * (gate * below), gradient * value * (below + gate * density)
+        self,
+        x: Tensor,
+        out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        gradients: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    ) -> tuple[Tensor]:
+        _, value, gate, below, activated = out
+        gradient = gradients[0]
+        density = self.mul(self.exp(self.mul(self.mul(gate, gate), -0.5)), 0.3989422804014327)
+        slope = self.add(below, self.mul(gate, density))
+        return (self.join((self.mul(gradient, activated), self.mul(self.mul(gradient, value), slope))),)
+
+
+class _GatedGELUOnCPU(nn.Cell):
+    """``GatedGELU`` by its own gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = _OwnGatedGELU()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.own(x)[0]
+
+
+def gated_gelu() -> nn.Cell:
+    """``GatedGELU``, or what stands in for it on this device."""
+    return _GatedGELUOnCPU() if stands_in("gated_gelu") else GatedGELU()
 
 
 class Embedding(nn.Cell):

@@ -20,6 +20,8 @@ MASKED = -1e4  # added to the scores of what is hidden: far below any score
 
 Rows = tuple[tuple[int, int], ...]
 
+_reshape, _transpose = P.Reshape(), P.Transpose()
+
 
 def _spans(length: int, most: int) -> Rows:
     """(first, count) of the fewest nearly equal parts of at most ``most``."""
@@ -49,10 +51,27 @@ def _hidden(queries: int, keys: int) -> Tensor:
     return Tensor(np.triu(np.full((1, queries, keys), MASKED, np.float32), 1))
 
 
+def heads_apart(x: Tensor, batch: int, heads: int) -> Tensor:
+    """(B * N, H * D) -> (B * H, N, D)."""
+    width = x.shape[1] // heads
+    if heads == 1:
+        return _reshape(x, (batch, -1, width))
+    x = _transpose(_reshape(x, (batch, -1, heads, width)), (0, 2, 1, 3))
+    return _reshape(x, (batch * heads, -1, width))
+
+
+def heads_joined(x: Tensor, batch: int, heads: int) -> Tensor:
+    """(B * H, N, D) -> (B * N, H * D)."""
+    width = x.shape[2]
+    if heads > 1:
+        x = _transpose(_reshape(x, (batch, heads, -1, width)), (0, 2, 1, 3))
+    return _reshape(x, (-1, heads * width))
+
+
 class SmallAttention(nn.Cell):
     """``MathAttention`` in float32 at once, with few operators: those take longer to compile than scores to compute.
 
-    Returns, beside the result, the softmax and the scaled queries, which the backward pass is made of.
+    Returns, beside the result, what the backward pass is made of.
     """
 
     def __init__(self, head_width: int, causal: bool):
@@ -65,36 +84,40 @@ class SmallAttention(nn.Cell):
         self.total, self.mix = P.MatMul(), P.BatchMatMul()
         self.scores, self.gather = P.BatchMatMul(transpose_b=True), P.BatchMatMul(transpose_a=True)
 
-    def construct(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scaled = self.mul(query, self.scale)
-        scores = self.scores(scaled, key)
+    def construct(self, query: Tensor, key: Tensor, value: Tensor, batch: int, heads: int) -> tuple[Tensor, ...]:
+        query = heads_apart(self.mul(query, self.scale), batch, heads)
+        key, value = heads_apart(key, batch, heads), heads_apart(value, batch, heads)
+        scores = self.scores(query, key)
         if self.causal:
             scores = self.add(scores, _hidden(query.shape[1], key.shape[1]))
         weights = self.softmax(scores)
-        return self.mix(weights, value), weights, scaled
+        result = self.mix(weights, value)
+        return heads_joined(result, batch, heads), result, weights, query, key, value
 
     def bprop(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        out: tuple[Tensor, Tensor, Tensor],
-        gradients: tuple[Tensor, Tensor, Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        heads, queries, width = query.shape
-        result, weights, scaled = out
-        dout = gradients[0]
+        batch: int,
+        heads: int,
+        out: tuple[Tensor, ...],
+        gradients: tuple[Tensor, ...],
+    ) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        _, result, weights, query, key, value = out
+        dout = heads_apart(gradients[0], batch, heads)
+        maps, queries, width = dout.shape
         # As in AttentionInPieces.
-        total = self.total(self.reshape(self.mul(result, dout), (heads * queries, width)), self.ones)
-        slope = self.concat((dout, self.reshape(total, (heads, queries, 1))))
-        value = self.concat((value, _subtract(heads, key.shape[1])))
-        dscores = self.mul(weights, self.scores(slope, value))
-        dquery = self.mul(self.mix(dscores, key), self.scale)
-        return dquery, self.gather(dscores, scaled), self.gather(weights, dout)
+        total = self.total(self.reshape(self.mul(result, dout), (maps * queries, width)), self.ones)
+        slope = self.concat((dout, self.reshape(total, (maps, queries, 1))))
+        dscores = self.mul(weights, self.scores(slope, self.concat((value, _subtract(maps, key.shape[1])))))
+        dquery = self.mul(heads_joined(self.mix(dscores, key), batch, heads), self.scale)
+        dkey = heads_joined(self.gather(dscores, query), batch, heads)
+        return dquery, dkey, heads_joined(self.gather(weights, dout), batch, heads), 0, 0
 
 
 class MathAttention(nn.Cell):
-    """softmax(q k^T / sqrt(d)) v: (B*H, N, D), (B*H, M, D), (B*H, M, D) -> (B*H, N, D).
+    """softmax(q k^T / sqrt(d)) v of each head: (B * N, H * D), (B * M, H * D), (B * M, H * D), B, H -> (B * N, H * D).
 
     At most ``most_scores`` elements of the score matrix at a time (one query's row, if that is more), in the gradient
     too. The products are in the type of what is given; softmax and its gradient are float32. ``causal`` masks what lies
@@ -109,15 +132,16 @@ class MathAttention(nn.Cell):
         self.small = SmallAttention(head_width, causal)
         self.large = AttentionInPieces(head_width, causal, most_scores)
 
-    def construct(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        heads, queries, _ = query.shape
-        if query.dtype == ms.float32 and self.rounding is None and heads * queries * key.shape[1] <= self.most_kept:
-            return self.small(query, key, value)[0]
-        return self.large(query, key, value)
+    def construct(self, query: Tensor, key: Tensor, value: Tensor, batch: int, heads: int) -> Tensor:
+        scores = heads * query.shape[0] * key.shape[0] // batch
+        if query.dtype == ms.float32 and self.rounding is None and scores <= self.most_kept:
+            return self.small(query, key, value, batch, heads)[0]
+        parts = heads_apart(query, batch, heads), heads_apart(key, batch, heads), heads_apart(value, batch, heads)
+        return heads_joined(self.large(parts[0], parts[1], parts[2]), batch, heads)
 
 
 class AttentionInPieces(nn.Cell):
-    """``MathAttention`` of any size and type."""
+    """``MathAttention`` of any size and type, heads apart: (B*H, N, D), (B*H, M, D), (B*H, M, D) -> (B*H, N, D)."""
 
     rounding: ms.Type | None = None
 

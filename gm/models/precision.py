@@ -1,7 +1,8 @@
 """The numbers a network computes in (``--precision``) and the numbers its weights are kept in (``--param_fp16``).
 
-Layers compute in the type of what they are given and cast their weights to it, so a network's arithmetic is the type
-it casts its input to. Norms and softmax are float32 whatever the rest is, as under torch's autocast and MindSpore's O2.
+Layers that are not all float32 compute in the type of what they are given and cast their weights to it, so a network's
+arithmetic is the type it casts its input to. Norms and softmax are float32 whatever the rest is, as under torch's
+autocast and MindSpore's O2.
 """
 
 import logging
@@ -9,7 +10,7 @@ import logging
 import mindspore as ms
 from mindspore import nn
 
-from gm.models.layers import GroupNorm, LayerNorm
+from gm.models.layers import GroupNorm, LayerNorm, generalize
 
 DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 
@@ -35,6 +36,8 @@ def compute_in(network: nn.Cell, precision: str, target: str | None = None) -> N
         dtype, rounding = ms.float32, ms.bfloat16
         log.info("the CPU has no bfloat16 arithmetic: operands are rounded to bfloat16 and computed with in float32")
     network.dtype = dtype
+    if precision != "fp32":
+        generalize(network)
     for _, cell in network.cells_and_names():
         if hasattr(cell, "rounding"):
             cell.rounding = rounding
@@ -42,6 +45,7 @@ def compute_in(network: nn.Cell, precision: str, target: str | None = None) -> N
 
 def keep_in_half(network: nn.Cell) -> None:
     """Keep the weights in float16, but for those of norms, which are small and work in float32."""
+    generalize(network)
     for _, cell in network.cells_and_names():
         if not isinstance(cell, (GroupNorm, LayerNorm)):
             for parameter in cell.get_parameters(expand=False):

@@ -11,7 +11,7 @@ from mindspore.ops import operations as P
 
 from gm.models.architecture import HEAD_WIDTH, TextEncoderArchitecture, VisionEncoderArchitecture
 from gm.models.attention import MultiHeadAttention
-from gm.models.layers import Embedding, Initializer, LayerNorm, Linear, gelu, quick_gelu
+from gm.models.layers import Embedding, Initializer, LayerNorm, Linear, Projection, gelu, quick_gelu
 
 
 class Activation(nn.Cell):
@@ -26,7 +26,7 @@ class Activation(nn.Cell):
 
 
 class CLIPAttention(nn.Cell):
-    """Self-attention, names of transformers."""
+    """Self-attention of rows (B * N, width), names of transformers."""
 
     def __init__(self, width: int, heads: int, causal: bool):
         super().__init__()
@@ -36,8 +36,8 @@ class CLIPAttention(nn.Cell):
         self.out_proj = Linear(width, width)
         self.attention = MultiHeadAttention(heads, width // heads, causal)
 
-    def construct(self, x: Tensor) -> Tensor:
-        return self.out_proj(self.attention(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+    def construct(self, x: Tensor, batch: int) -> Tensor:
+        return self.out_proj(self.attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), batch))
 
 
 class CLIPMLP(nn.Cell):
@@ -64,8 +64,9 @@ class CLIPLayer(nn.Cell):
         self.layer_norm2 = LayerNorm(arch.width)
 
     def construct(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
+        rows = x.reshape(-1, x.shape[2])
+        rows = rows + self.self_attn(self.layer_norm1(rows), x.shape[0])
+        return (rows + self.mlp(self.layer_norm2(rows))).reshape(x.shape)
 
 
 class CLIPEmbeddings(nn.Cell):
@@ -115,7 +116,7 @@ class Transformer(nn.Cell):
         super().__init__()
         self.text_model = CLIPTextModel(arch)
         if arch.projection_dim is not None:  # part of some files; no model of the family uses it
-            self.text_projection = Linear(arch.width, arch.projection_dim, bias=False)
+            self.text_projection = Projection(arch.width, arch.projection_dim)
 
 
 class CLIPTextEncoder(nn.Cell):
@@ -149,7 +150,7 @@ class CLIPTextEncoder(nn.Cell):
 
 
 class OpenCLIPAttention(nn.Cell):
-    """Causal self-attention with one fused projection, names of torch's MultiheadAttention."""
+    """Causal self-attention of rows (B * N, width), one fused projection; names of torch's MultiheadAttention."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -157,16 +158,14 @@ class OpenCLIPAttention(nn.Cell):
         self.in_proj_bias = Initializer.uniform((3 * width,), width)
         self.out_proj = Linear(width, width)
         self.attention = MultiHeadAttention(heads, HEAD_WIDTH, causal=True)
-        self.width = width
         self.matmul = P.MatMul(transpose_b=True)
         self.bias_add = P.BiasAdd()
+        self.split = P.Split(-1, 3)
 
-    def construct(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        fused = self.matmul(x.reshape(batch * length, width), self.in_proj_weight)
-        fused = self.bias_add(fused, self.in_proj_bias)
-        query, key, value = ops.split(fused.reshape(batch, length, 3 * width), self.width, axis=-1)
-        return self.out_proj(self.attention(query, key, value))
+    def construct(self, x: Tensor, batch: int) -> Tensor:
+        fused = self.bias_add(self.matmul(x, self.in_proj_weight), self.in_proj_bias)
+        query, key, value = self.split(fused)
+        return self.out_proj(self.attention(query, key, value, batch))
 
 
 class OpenCLIPMLP(nn.Cell):
@@ -193,8 +192,9 @@ class OpenCLIPLayer(nn.Cell):
         self.mlp = OpenCLIPMLP(arch)
 
     def construct(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        rows = x.reshape(-1, x.shape[2])
+        rows = rows + self.attn(self.ln_1(rows), x.shape[0])
+        return (rows + self.mlp(self.ln_2(rows))).reshape(x.shape)
 
 
 class OpenCLIPTransformer(nn.Cell):

@@ -11,12 +11,13 @@ from gm.models.architecture import HEAD_WIDTH, UNetArchitecture
 from gm.models.attention import CrossAttention
 from gm.models.layers import (
     Conv2d,
-    GatedGELU,
     GroupNorm,
     Identity,
     LayerNorm,
     Linear,
+    Projection,
     SiLU,
+    gated_gelu,
     sinusoidal_embedding,
     upsample_nearest,
     zeroed,
@@ -57,7 +58,7 @@ class GEGLU(nn.Cell):
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
         self.proj = Linear(in_features, 2 * out_features)
-        self.gate = GatedGELU()
+        self.gate = gated_gelu()
 
     def construct(self, x: Tensor) -> Tensor:
         return self.gate(self.proj(x))
@@ -88,10 +89,14 @@ class TransformerBlock(nn.Cell):
         self.norm3 = LayerNorm(channels)
 
     def construct(self, x: Tensor, context: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        normed = self.norm1(x)
-        x = x + self.attn1(normed, normed)
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        # Rows of numbers from here on, which each layer would have to make.
+        batch, rows = x.shape[0], x.reshape(-1, x.shape[2])
+        if not isinstance(context, tuple):
+            context = context.reshape(-1, context.shape[2])
+        normed = self.norm1(rows)
+        rows = rows + self.attn1(normed, normed, batch)
+        rows = rows + self.attn2(self.norm2(rows), context, batch)
+        return (rows + self.ff(self.norm3(rows))).reshape(x.shape)
 
 
 class SpatialTransformer(nn.Cell):
@@ -109,7 +114,7 @@ class SpatialTransformer(nn.Cell):
         self.proj_out = zeroed(Linear(channels, channels) if linear else Conv2d(channels, channels, 1))
 
     def states(self, context: Tensor) -> tuple[Tensor, ...]:
-        """Keys and values of the context for each block: two tensors a block."""
+        """Keys and values of the context's rows (B * M, context) for each block: two tensors a block."""
         states = ()
         for block in self.transformer_blocks:
             states = states + block.attn2.states(context)
@@ -122,11 +127,11 @@ class SpatialTransformer(nn.Cell):
             h = self.proj_in(h)
         h = h.reshape(batch, channels, height * width).transpose(0, 2, 1)
         if self.linear:
-            h = self.proj_in(h)
+            h = self.proj_in(h.reshape(-1, channels)).reshape(h.shape)
         for index, block in enumerate(self.transformer_blocks):
             h = block(h, context[2 * index : 2 * index + 2] if isinstance(context, tuple) else context)
         if self.linear:
-            h = self.proj_out(h)
+            h = self.proj_out(h.reshape(-1, channels)).reshape(h.shape)
         h = h.transpose(0, 2, 1).reshape(batch, channels, height, width)
         if not self.linear:
             h = self.proj_out(h)
@@ -195,7 +200,7 @@ class UNet(nn.Cell):
         first, time_dim = arch.channels[0], arch.time_dim
         self.time_embed = nn.CellList([Linear(first, time_dim), SiLU(), Linear(time_dim, time_dim)])
         if arch.guidance_dim is not None:
-            self.guidance_projection = Linear(arch.guidance_dim, first, bias=False)
+            self.guidance_projection = Projection(arch.guidance_dim, first)
         if arch.vector_dim is not None:
             label = nn.CellList([Linear(arch.vector_dim, time_dim), SiLU(), Linear(time_dim, time_dim)])
             self.label_emb = nn.CellList([label])
@@ -256,7 +261,7 @@ class UNet(nn.Cell):
 
     def states(self, context: Tensor) -> tuple[Tensor, ...]:
         """Keys and values of the context for each transformer block of the network: two tensors a block."""
-        context = context.astype(self.dtype)
+        context = context.astype(self.dtype).reshape(-1, context.shape[2])
         states = ()
         for layers in self.input_blocks:
             states = states + self.states_of(layers, context)

@@ -13,6 +13,7 @@ from gm.errors import SuiteError
 from gm.models.architecture import UNTRAINED, ModelArchitecture
 from gm.models.build import build_unet
 from gm.models.divided import divide
+from gm.models.layers import generalize
 from gm.models.precision import set_precision
 from gm.models.recompute import recompute
 from gm.models.unet import UNet
@@ -134,6 +135,7 @@ def assemble(
     for network in networks:
         recompute(network, config.train.recompute)
         if parallel.zero_stage == 3 and world.size > 1:
+            generalize(network)
             shards |= share_out(network, world.group("fsdp"))
     weights = unet.trainable_params()
     if config.train.text_encoders:

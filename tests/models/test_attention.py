@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from gm.models import attention
 from gm.models.architecture import UNetArchitecture
-from gm.models.attention import Choice, MathAttention, MultiHeadAttention, choose, flash_takes
+from gm.models.attention import Choice, FlashAttention, MathAttention, MultiHeadAttention, choose, flash_takes
 from gm.models.build import build_unet
 from gm.models.precision import compute_in
 
@@ -27,12 +27,14 @@ def graph_mode(monkeypatch):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(ms.float32, 1e-5), (ms.float16, 5e-3)])
 def test_a_causal_query_sees_itself_and_what_is_before_it(dtype, tolerance):
     query, key, value = np.random.default_rng(1).normal(size=(3, 2, 7, 16))
+    rows = [Tensor(x.reshape(14, 16).astype(np.float32)).astype(dtype) for x in (query, key, value)]
     scores = np.where(np.tril(np.ones((7, 7))), query @ key.transpose(0, 2, 1) / 4, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     expected = weights / weights.sum(axis=-1, keepdims=True) @ value
-    ours = MathAttention(16, causal=True)(*(Tensor(x.astype(np.float32)).astype(dtype) for x in (query, key, value)))
+    ours = MathAttention(16, causal=True)(*rows, 2, 1)
     assert ours.dtype == dtype
-    np.testing.assert_allclose(ours.asnumpy().astype(np.float32), expected, atol=tolerance * np.abs(expected).max())
+    ours = ours.asnumpy().astype(np.float32).reshape(expected.shape)
+    np.testing.assert_allclose(ours, expected, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_the_choice_is_made_and_told_once(wanted, target, precision, flash, leve
     with caplog.at_level(logging.INFO):
         choose(wanted, target, precision)
         layers = [MultiHeadAttention(2, 16) for _ in range(3)]
-    assert {layer.flash for layer in layers} == {flash}
+    assert {type(layer.attention) for layer in layers} == {FlashAttention if flash else MathAttention}
     (line,) = caplog.records
     assert line.levelname == level
     assert words in line.getMessage()
@@ -156,11 +158,11 @@ def kernel(monkeypatch):
 def test_the_kernel_is_called_as_documented_and_agrees_with_math(kernel, heads, width, queries, keys, causal):
     rng = np.random.default_rng(0)
     lengths = (queries, keys, keys)
-    given = [Tensor(rng.normal(size=(2, length, heads * width)).astype(np.float16)) for length in lengths]
-    math = MultiHeadAttention(heads, width, causal)(*given).asnumpy()
+    given = [Tensor(rng.normal(size=(2 * length, heads * width)).astype(np.float16)) for length in lengths]
+    math = MultiHeadAttention(heads, width, causal)(*given, 2).asnumpy()
     assert kernel.calls == 0
     choose("auto", "Ascend", "fp16")
-    flash = MultiHeadAttention(heads, width, causal)(*given).asnumpy()
+    flash = MultiHeadAttention(heads, width, causal)(*given, 2).asnumpy()
     assert kernel.calls == 1
     assert flash.dtype == math.dtype == np.float16
     np.testing.assert_allclose(flash.astype(np.float64), math.astype(np.float64), atol=1e-3 * np.abs(math).max())
@@ -168,11 +170,11 @@ def test_the_kernel_is_called_as_documented_and_agrees_with_math(kernel, heads, 
 
 def test_what_the_kernel_does_not_take_is_computed_by_math(kernel):
     rng = np.random.default_rng(1)
-    wide = Tensor(rng.normal(size=(1, 16, 32)).astype(np.float32))
-    narrow_heads = Tensor(rng.normal(size=(1, 16, 80)).astype(np.float16))
+    wide = Tensor(rng.normal(size=(16, 32)).astype(np.float32))
+    narrow_heads = Tensor(rng.normal(size=(16, 80)).astype(np.float16))
     choose("flash", "Ascend", "fp16")
     for heads, x in ((2, wide), (2, narrow_heads)):
-        assert MultiHeadAttention(heads, x.shape[2] // heads)(x, x, x).dtype == x.dtype
+        assert MultiHeadAttention(heads, x.shape[1] // heads)(x, x, x, 1).dtype == x.dtype
     assert kernel.calls == 0
 
 
@@ -198,19 +200,29 @@ def test_a_network_in_half_precision_takes_the_kernel_in_every_layer(kernel):
     assert np.abs(found["auto"] - found["math"]).max() <= 2e-3 * np.abs(found["math"]).max()
 
 
+class TwoSamples(nn.Cell):
+    def __init__(self, attention: MultiHeadAttention):
+        super().__init__()
+        self.attention = attention
+
+    def construct(self, query, key, value):
+        return self.attention(query, key, value, 2)
+
+
 # MindSpore's own inference of shapes and types for the real kernel, forward and backward, without running it.
 PRECOMPILE = """
 import gm, sys
 import mindspore as ms, numpy as np
 from mindspore import Tensor
 from gm.models.attention import MultiHeadAttention, choose
+from tests.models.test_attention import TwoSamples
 from tests.models.test_math_attention import Gradients
 
 ms.set_context(mode=ms.GRAPH_MODE)
 choose("flash", "Ascend", "fp16")
 for causal in (False, True):
-    x = Tensor(np.zeros((2, 77, 64)), ms.float16)
-    Gradients(MultiHeadAttention(int(sys.argv[1]), 64 // int(sys.argv[1]), causal))(x, x, x, x)
+    x = Tensor(np.zeros((2 * 77, 64)), ms.float16)
+    Gradients(TwoSamples(MultiHeadAttention(int(sys.argv[1]), 64 // int(sys.argv[1]), causal)))(x, x, x, x)
 print("inferred")
 """
 

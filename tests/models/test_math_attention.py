@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Tensor, nn, ops
 
-from gm.models.math_attention import MathAttention, pieces
+from gm.models.math_attention import MathAttention, heads_apart, heads_joined, pieces
 
 HEADS, QUERIES, KEYS, WIDTH = 3, 5, 5, 16
 # whole; two heads and one; unequal parts of a head; less than one query's scores
@@ -55,17 +55,31 @@ def expected(query, key, value, slopes, causal):
     return weights @ value, *gradients
 
 
+class HeadsApart(nn.Cell):
+    """An attention that takes rows of heads side by side, for maps (B * H, N, D)."""
+
+    def __init__(self, attention: MathAttention, batch: int, heads: int = 1):
+        super().__init__()
+        self.attention, self.batch, self.heads = attention, batch, heads
+
+    def construct(self, query, key, value):
+        rows = [heads_joined(x, self.batch, self.heads) for x in (query, key, value)]
+        out = self.attention(rows[0], rows[1], rows[2], self.batch, self.heads)
+        return heads_apart(out, self.batch, self.heads)
+
+
 def arrays(keys: int, seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     shapes = ((HEADS, QUERIES, WIDTH), (HEADS, keys, WIDTH), (HEADS, keys, WIDTH), (HEADS, QUERIES, WIDTH))
     return [rng.normal(size=shape) for shape in shapes]
 
 
-@pytest.mark.parametrize(("causal", "keys"), [(False, 7), (True, KEYS)])
-def test_output_and_gradients_are_the_definition_for_every_size_of_the_pieces(causal, keys):
+@pytest.mark.parametrize(("causal", "keys", "heads"), [(False, 7, 1), (True, KEYS, 1), (False, 7, HEADS)])
+def test_output_and_gradients_are_the_definition_for_every_size_of_the_pieces(causal, keys, heads):
     inputs = arrays(keys, seed=0)
     wanted = expected(*inputs, causal)
-    cells = [Gradients(MathAttention(WIDTH, causal, most)) for most in SIZES[causal]]
+    batch = HEADS // heads
+    cells = [Gradients(HeadsApart(MathAttention(WIDTH, causal, most), batch, heads)) for most in SIZES[causal]]
     for cell in cells:
         out, gradients = cell(*(Tensor(array, ms.float32) for array in inputs))
         for ours, right in zip((out, *gradients), wanted):
@@ -75,7 +89,7 @@ def test_output_and_gradients_are_the_definition_for_every_size_of_the_pieces(ca
 def test_in_float16_softmax_and_its_gradient_are_as_fine_as_the_numbers():
     inputs = [array.astype(np.float16) for array in arrays(KEYS, seed=1)]
     wanted = expected(*(array.astype(np.float64) for array in inputs), causal=False)
-    out, gradients = Gradients(MathAttention(WIDTH, False, 3 * KEYS))(*map(Tensor, inputs))
+    out, gradients = Gradients(HeadsApart(MathAttention(WIDTH, False, 3 * KEYS), HEADS))(*map(Tensor, inputs))
     for ours, right in zip((out, *gradients), wanted):
         assert ours.dtype == ms.float16
         assert np.linalg.norm(ours.asnumpy() - right) <= 2**-10 * np.linalg.norm(right)
@@ -87,7 +101,7 @@ def test_a_common_part_of_the_gradient_is_not_lost_to_rounding():
     value, slopes = value + 30.0, np.abs(slopes)
     inputs = [array.astype(np.float16) for array in (query, key, value, slopes)]
     wanted = expected(*(array.astype(np.float64) for array in inputs), causal=False)
-    cell = Gradients(MathAttention(WIDTH))
+    cell = Gradients(HeadsApart(MathAttention(WIDTH), HEADS))
     _, gradients = cell(*map(Tensor, inputs))
     out_rounding = 2**-11 * np.abs(wanted[0]).max() * np.abs(inputs[3].astype(np.float64)).sum(-1).max()
     error = np.abs(gradients[0].asnumpy() - wanted[1]).max()
@@ -98,7 +112,7 @@ def test_pynative_gives_the_same():
     inputs = arrays(KEYS, seed=3)
     wanted = expected(*inputs, causal=True)
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    attention = MathAttention(WIDTH, True, 3 * KEYS)
+    attention = HeadsApart(MathAttention(WIDTH, True, 3 * KEYS), HEADS)
     *given_inputs, slopes = (Tensor(array, ms.float32) for array in inputs)
     gradients = ops.GradOperation(get_all=True, sens_param=True)(attention)(*given_inputs, slopes)
     for ours, right in zip((attention(*given_inputs), *gradients), wanted):
@@ -110,7 +124,7 @@ PEAK = """
 import gm, numpy as np, sys
 from mindspore import Tensor, nn, ops
 import mindspore as ms
-from tests.models.test_math_attention import Gradients
+from tests.models.test_math_attention import Gradients, HeadsApart
 from gm.models.math_attention import MathAttention
 
 def peak():
@@ -119,7 +133,7 @@ def peak():
 ms.set_context(mode=ms.GRAPH_MODE)
 rng = np.random.default_rng(0)
 inputs = [Tensor(rng.normal(size=(4, 4096, 16)), ms.float32) for _ in range(4)]
-cell = Gradients(MathAttention(16, False, int(sys.argv[1])))
+cell = Gradients(HeadsApart(MathAttention(16, False, int(sys.argv[1])), 4))
 before = peak()
 out, gradients = cell(*inputs)
 [array.asnumpy() for array in (out, *gradients)]

@@ -9,7 +9,7 @@ from gm.compilation import fingerprint
 from gm.models.architecture import UNetArchitecture
 from gm.models.attention import MathAttention
 from gm.models.build import build_unet
-from gm.models.layers import Conv2d, GroupNorm, LayerNorm, Linear
+from gm.models.layers import Conv2d, GroupNorm, LayerNorm, Linear, Projection, generalize
 from gm.models.precision import compute_in, keep_in_half, set_precision
 from gm.weights.files import open_weights
 from gm.weights.load import load_into, write_parameters
@@ -38,11 +38,23 @@ def graph_mode():
 
 @pytest.mark.parametrize("dtype", [ms.float32, ms.float16])
 def test_layers_return_the_type_they_are_given(dtype):
-    picture, tokens = Tensor(np.ones((1, 8, 4, 4)), dtype), Tensor(np.ones((2, 3, 8)), dtype)
-    layers = [(Conv2d(8, 4, 3), picture), (GroupNorm(2, 8), picture), (Linear(8, 4), tokens), (LayerNorm(8), tokens)]
-    for layer, given in layers:
+    picture, rows = Tensor(np.ones((1, 8, 4, 4)), dtype), Tensor(np.ones((6, 8)), dtype)
+    layers = [(Conv2d(8, 4, 3), picture), (GroupNorm(2, 8), picture), (Linear(8, 4), rows), (LayerNorm(8), rows)]
+    for layer, given in [*layers, (Projection(8, 4), rows)]:
+        generalize(layer)
         assert layer(given).dtype == dtype, type(layer).__name__
-    assert MathAttention(8)(tokens, tokens, tokens).dtype == dtype
+    assert MathAttention(8)(rows, rows, rows, 2, 1).dtype == dtype
+
+
+@pytest.mark.parametrize("layer", [Conv2d(8, 4, 3), GroupNorm(2, 8), Linear(8, 4), Projection(8, 4), LayerNorm(8)])
+def test_a_layer_that_is_generalized_computes_the_same(layer):
+    shape = (2, 8, 5, 5) if isinstance(layer, (Conv2d, GroupNorm)) else (6, 8)
+    x = Tensor(np.random.default_rng(0).normal(size=shape), ms.float32)
+    plain = layer(x).asnumpy()
+    kind = type(layer)
+    generalize(layer)
+    assert type(layer) is not kind
+    np.testing.assert_array_equal(layer(x).asnumpy(), plain)
 
 
 @pytest.mark.parametrize("norm", [GroupNorm(2, 8), LayerNorm(8)])
@@ -52,6 +64,7 @@ def test_norms_of_half_precision_numbers_are_exact_to_a_rounding(norm):
     wide = x.astype(np.float64)
     groups = wide.reshape(2, 2, -1) if isinstance(norm, GroupNorm) else wide
     expected = (groups - groups.mean(-1, keepdims=True)) / np.sqrt(groups.var(-1, keepdims=True))
+    generalize(norm)
     np.testing.assert_allclose(norm(Tensor(x)).asnumpy(), expected.reshape(shape), rtol=2e-3, atol=2e-3)
 
 

@@ -63,7 +63,7 @@ def our_attention(arrays: list, most_scores: int | None) -> dict[str, Callable[[
     import mindspore as ms
     from mindspore import Tensor, nn, ops
 
-    from gm.models.math_attention import MathAttention
+    from gm.models.math_attention import AttentionInPieces
 
     class Whole(nn.Cell):
         def __init__(self):
@@ -85,7 +85,7 @@ def our_attention(arrays: list, most_scores: int | None) -> dict[str, Callable[[
             return self.differentiate(self.attention)(query, key, value, slopes)
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    attention = Whole() if most_scores is None else MathAttention(WIDTH, most_scores=most_scores)
+    attention = Whole() if most_scores is None else AttentionInPieces(WIDTH, False, most_scores)
     gradients = Gradients(attention)
     tensors = [Tensor(array) for array in arrays]
 
