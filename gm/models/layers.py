@@ -71,8 +71,9 @@ def generalize(network: nn.Cell) -> None:
     """
     for _, cell in network.cells_and_names():
         general = getattr(type(cell), "general", None)
-        if general is not None:
+        if general not in (None, type(cell)):
             object.__setattr__(cell, "__class__", general)
+            cell.whole = None  # what its weight passes first, where a device keeps only a part of it
 
 
 class Linear(nn.Cell):
@@ -106,7 +107,6 @@ class GeneralLinear(Linear):
     """``Linear`` and ``Projection`` in the type of ``x``."""
 
     rounding: ms.Type | None = None
-    whole: nn.Cell | None = None  # what the weight passes first, where a device keeps only a part of it
 
     def construct(self, x: Tensor) -> Tensor:
         weight = self.weight if self.whole is None else self.whole(self.weight.astype(x.dtype))
@@ -147,7 +147,6 @@ class GeneralConv2d(Conv2d):
     """``Conv2d`` in the type of ``x``."""
 
     rounding: ms.Type | None = None
-    whole: nn.Cell | None = None  # as in GeneralLinear
 
     def construct(self, x: Tensor) -> Tensor:
         weight = self.weight if self.whole is None else self.whole(self.weight.astype(x.dtype))
