@@ -4,14 +4,15 @@ from collections import Counter
 
 BEHIND = 30  # times the silence: how long ranks may wait for one that compiles, draws, saves or hangs
 SLOW = 5  # times the longest step so far: what a step may take
+MARGIN = 3.0  # seconds beyond the silence: by then it is known who was stopped, and who is cut off
 
 
 class Pace:
     """Follows the ranks of a job; ``now`` is in seconds.
 
-    Steps may take ``SLOW`` times as long as the longest before, and ``silence`` seconds at least. What a rank does
-    besides (it compiles, draws, evaluates, saves) may take as long as it takes; the others may have to wait for it, so
-    that no step is timed meanwhile.
+    Steps may take ``SLOW`` times as long as the longest before, and ``silence`` seconds and ``MARGIN`` at least. What a
+    rank does besides (it compiles, draws, evaluates, saves) may take as long as it takes; the others may have to wait
+    for it, so that no step is timed meanwhile.
     """
 
     def __init__(self, size: int, silence: float):
@@ -66,7 +67,7 @@ class Pace:
             return None
         for rank, since in self.moved.items():
             asked = self.begun[rank] - self.ended.get(rank, (0, 0.0))[0]
-            patience = max(self.silence, SLOW * self.longest * asked)
+            patience = max(self.silence + MARGIN, SLOW * self.longest * asked)
             if now - since > patience:
                 last = min(self.begun.values())
                 late = [one for one, at in self.begun.items() if at == last]

@@ -190,7 +190,9 @@ class Peers:
 
 def _end(line: str) -> None:
     """Leave from a thread beside the main one, which may hang in a collective."""
-    print(f"error: {line}; {STOPS_TOO}", file=sys.stderr, flush=True)
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    own_line = "\n" if len(bars) else ""  # a progress bar leaves its line unfinished
+    print(f"{own_line}error: {line}; {STOPS_TOO}", file=sys.stderr, flush=True)
     logging.shutdown()
     os._exit(EXIT_FAILURE)
 
