@@ -18,6 +18,7 @@ SCHEDULERS = {
     "dpmpp_2m": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
     "lms": "LMSDiscreteScheduler",
+    "lcm": "LCMScheduler",
 }
 LEVEL = 1 / 8  # mean difference in levels of 255: half a level flips few of the pixels
 

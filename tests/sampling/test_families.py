@@ -115,7 +115,7 @@ def test_a_consistency_model_that_is_told_the_guidance_scale_draws_what_diffuser
     draws = PictureNoise([42, 7], (4, 8, 8))
     initial = torch.from_numpy(draws())
     monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *_, **__: torch.from_numpy(draws()))
-    pipeline = their_pipeline(getattr(diffusers, kind), folder, "LCMScheduler")
+    pipeline = their_pipeline(getattr(diffusers, kind), folder, "lcm")
     assert pipeline.unet.config.time_cond_proj_dim == 24
     expected = pipeline(
         [request.prompt for request in REQUESTS],
