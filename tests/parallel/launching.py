@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,23 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@contextmanager
+def taken_ports(count: int) -> Iterator[int]:
+    """The first of ``count`` ports in a row that are taken as long as this lasts."""
+    while True:
+        with ExitStack() as stack:
+            first = free_port()
+            try:
+                for number in range(count):
+                    one = stack.enter_context(socket.socket())
+                    one.bind(("127.0.0.1", first + number))
+                    one.listen()
+            except (OSError, OverflowError):
+                continue  # something else has one of them, or there are no more
+            yield first
+            return
 
 
 def flags(place: Path, name: str, batch: int = 2, steps: int = 4, kept: bool = True) -> list[str]:
