@@ -11,14 +11,14 @@ own: the rise of its peak (VmHWM) over what it had with its inputs made, compila
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from turns import in_turn
 
 import gm  # noqa: F401  (sets the environment that MindSpore reads)
 from gm.config.flags import Parser, positive
@@ -109,19 +109,8 @@ def compare(text: str, names: list[str], rounds: int) -> None:
     """Time all of one shape in turn and print medians."""
     arrays = inputs(parsed(text))
     runs = {(name, kind): run for name in names for kind, run in contestant(name, arrays).items()}
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    compiled = {}
-    for turn in range(rounds + 1):
-        for key, run in runs.items():
-            started = time.perf_counter()
-            run()
-            elapsed = time.perf_counter() - started
-            if turn:
-                seconds[key].append(elapsed)
-            else:
-                compiled[key] = elapsed
+    compiled, medians = in_turn(runs, rounds)
     print(f"{text}: medians of {rounds} turns, milliseconds; in brackets the ratio to {names[0]}")
-    medians = {key: statistics.median(values) for key, values in seconds.items()}
     for name in names:
         cells = [
             f"{kind} {1e3 * medians[name, kind]:9.2f} ({medians[name, kind] / medians[names[0], kind]:.2f})"

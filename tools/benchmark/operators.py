@@ -7,13 +7,13 @@ MindSpore runs the chain as one compiled graph, torch eagerly; they take turns i
 the graph's first call, in which it is compiled, and the median of a run, all divided by the number of operators.
 """
 
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from turns import in_turn
 
 import gm  # noqa: F401  (sets the environment that MindSpore reads)
 from gm.config.flags import Parser, positive
@@ -82,20 +82,10 @@ def main(arguments: list[str]) -> None:
     options = parser.parse(arguments)
     for operators in options.operators:
         runs = {"MindSpore": mindspore_chain(operators), "torch": torch_chain(operators)}
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        first = {}
-        for turn in range(options.rounds + 1):
-            for name, run in runs.items():
-                started = time.perf_counter()
-                run()
-                elapsed = time.perf_counter() - started
-                if turn:
-                    seconds[name].append(elapsed)
-                else:
-                    first[name] = elapsed
+        first, medians = in_turn(runs, options.rounds)
         print(f"{operators} operators, microseconds each; medians of {options.rounds} turns")
         for name in runs:
-            each = 1e6 * statistics.median(seconds[name]) / operators
+            each = 1e6 * medians[name] / operators
             print(f"  {name:10} run {each:8.1f}   first call {1e6 * first[name] / operators:10.1f}", flush=True)
 
 
