@@ -79,10 +79,12 @@ def test_the_result_is_that_of_one_device(folders, size, name):
     half = "half" in name
     (expected,), found = numbers(alone), numbers(case)
     assert len(found) == size
+    unit = np.ones_like(expected[:, :2])
+    if half:
+        unit[OVERFLOW, 0] = expected[OVERFLOW, 0]  # a loss of hundreds of thousands
     for one in found:
         np.testing.assert_array_equal(one, found[0])  # all ranks know the same numbers
-        precision = {"rtol": 2e-3, "atol": 2e-3} if half else {"rtol": 0, "atol": 1e-5}
-        np.testing.assert_allclose(one[:, :2], expected[:, :2], **precision)
+        np.testing.assert_allclose(one[:, :2] / unit, expected[:, :2] / unit, rtol=0, atol=2e-3 if half else 1e-5)
     equal(case, alone, 1e-3 if half else 1e-4)
 
 
