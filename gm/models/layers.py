@@ -16,7 +16,7 @@ from mindspore.ops import operations as P
 
 # Per device, the layers whose plain operator of the framework is slower there than what stands in for it below, for the
 # step of training as a whole: forward and backward. A norm stands in where there is no step (``Purpose``).
-STAND_INS = {"CPU": ("gated_gelu", "square_sum", "group_norm")}
+STAND_INS = {"CPU": ("gated_gelu", "square_sum", "group_norm", "joint_update")}
 
 
 class Purpose:

@@ -46,10 +46,12 @@ class AdamW(Optimizer):
         beta2: float = 0.999,
         epsilon: float = 1e-8,
         weight_decay: float = 1e-2,
+        joint: bool = False,
     ):
-        super().__init__(parameters, weight_decay, "adam_step")
+        super().__init__(parameters, weight_decay, "adam_step", joint)
         self.adam_m = zeros(self.trained, "adam_m")
         self.adam_v = zeros(self.trained, "adam_v")
+        self.first, self.second = self.flat(self.adam_m, "joint_m"), self.flat(self.adam_v, "joint_v")
         # Of the rounded betas, which the kernel works with: 1 - 0.999 in float32 is off by 1e-5, and cancels only so.
         self.log_beta1, self.log_beta2 = (math.log(max(np.float32(beta), 1e-30)) for beta in (beta1, beta2))
         self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
@@ -67,4 +69,4 @@ class AdamW(Optimizer):
         rate, epsilon = lr * root2 / correction1, self.epsilon * root2
         self.decay(lr)
         update = ops.partial(_update, rate, epsilon, self.beta1, self.beta2, self.zero)
-        _map(update, self.masters, self.adam_m, self.adam_v, gradients)
+        _map(update, self.updated, self.first, self.second, gradients)

@@ -7,14 +7,9 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from gm.parallel.buckets import Buckets
 from gm.parallel.collectives import AllReduce
-from gm.parallel.shards import Item, plan
+from gm.parallel.shards import plan
 from gm.parallel.world import World
-from gm.training.optimizer import decays
-
-
-def items(parameters: Sequence[Parameter]) -> list[Item]:
-    """Parameters as the buckets know them."""
-    return [Item(parameter.name, tuple(parameter.shape), decays(parameter)) for parameter in parameters]
+from gm.training.optimizer import items
 
 
 class Exchange(nn.Cell):

@@ -27,10 +27,16 @@ class Lion(Optimizer):
     """One moment: ``lion_m.<name>`` per parameter; ``lion_step`` counts the updates."""
 
     def __init__(
-        self, parameters: Sequence[Parameter], beta1: float = 0.9, beta2: float = 0.99, weight_decay: float = 1e-2
+        self,
+        parameters: Sequence[Parameter],
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+        weight_decay: float = 1e-2,
+        joint: bool = False,
     ):
-        super().__init__(parameters, weight_decay, "lion_step")
+        super().__init__(parameters, weight_decay, "lion_step", joint)
         self.lion_m = zeros(self.trained, "lion_m")
+        self.first = self.flat(self.lion_m, "joint_m")
         self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
 
     @property
@@ -39,4 +45,4 @@ class Lion(Optimizer):
 
     def update(self, gradients: tuple[Tensor, ...], lr: Tensor) -> None:
         self.decay(lr)
-        _map(ops.partial(_update, lr, self.beta1, self.beta2), self.masters, self.lion_m, gradients)
+        _map(ops.partial(_update, lr, self.beta1, self.beta2), self.updated, self.first, gradients)

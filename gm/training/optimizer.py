@@ -3,6 +3,10 @@
 An optimizer is a Cell: ``construct(gradients, lr)`` takes a tuple of tensors in the order of ``trained`` and a float32
 scalar tensor, updates the weights, and returns the number of updates made. Its arithmetic is float32 whatever the
 gradients are. Over many tensors it goes by HyperMap: a Python loop takes ten times as long to compile.
+
+With ``joint`` weights and moments lie end to end in few flat Parameters, and so do the gradients it takes: one that
+goes number by number then is as many operators. The weights and moments themselves, with their names and shapes, are
+the same memory.
 """
 
 from collections.abc import Sequence
@@ -11,6 +15,9 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
+
+from gm.parallel.shards import Item
+from gm.training.joint import Joint
 
 _map = ops.HyperMap()
 _descend = P.ApplyGradientDescent()
@@ -40,6 +47,11 @@ def decaying(parameter: Parameter) -> bool:
     return getattr(parameter, "decays", decays(parameter))
 
 
+def items(parameters: Sequence[Parameter]) -> list[Item]:
+    """Parameters as buckets know them."""
+    return [Item(parameter.name, tuple(parameter.shape), decays(parameter)) for parameter in parameters]
+
+
 def zeros(parameters: Sequence[Parameter], prefix: str) -> ParameterTuple:
     """A float32 zero ``prefix.<name>`` for each parameter, in its shape."""
     return ParameterTuple([zero(f"{prefix}.{parameter.name}", parameter.shape) for parameter in parameters])
@@ -55,10 +67,14 @@ class Optimizer(nn.Cell):
 
     They are the same Parameters, but for weights the network keeps in float16 (``--param_fp16``): these have a master
     ``master.<name>``, and are its rounding after each update. An update of 1e-5 of a weight would be lost in float16.
+    ``updated`` is what it takes gradients for: the masters or, with ``joint``, the flat Parameters of these, which are
+    then in another order, those that decay first.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], weight_decay: float, counter: str):
+    def __init__(self, parameters: Sequence[Parameter], weight_decay: float, counter: str, joint: bool = False):
         super().__init__(auto_prefix=False)
+        if joint:
+            parameters = sorted(parameters, key=lambda parameter: not decays(parameter))
         self.trained = ParameterTuple(parameters)
         narrow = [parameter for parameter in parameters if parameter.dtype != ms.float32]
         copies = [
@@ -70,8 +86,11 @@ class Optimizer(nn.Cell):
         self.narrow, self.copies = ParameterTuple(narrow), ParameterTuple(copies)
         self.narrows = len(narrow) > 0
         self.weight_decay = weight_decay
+        self.joint = Joint(items(parameters), self.masters) if joint else None
+        self.updated = self.joint.flats if joint else self.masters
+        owners = self.updated if joint else parameters
         self.decayed = ParameterTuple(
-            [master for master, own in zip(self.masters, parameters) if weight_decay and decaying(own)]
+            [updated for updated, own in zip(self.updated, owners) if weight_decay and decaying(own)]
         )
         self.shrinks = len(self.decayed) > 0
         self.updates = zero(counter, ())
@@ -80,6 +99,10 @@ class Optimizer(nn.Cell):
     def wide(self, parameters: Sequence[Parameter]) -> list[Parameter]:
         """The float32 weights behind ``parameters``, trained or not."""
         return [self.of_narrow.get(parameter.name, parameter) for parameter in parameters]
+
+    def flat(self, moments: ParameterTuple, prefix: str) -> ParameterTuple:
+        """A moment of each of ``trained`` as the update takes it: one for each of ``updated``."""
+        return moments if self.joint is None else self.joint.lay(moments, prefix)
 
     @property
     def taken(self) -> Sequence[Parameter]:
@@ -104,7 +127,7 @@ class Optimizer(nn.Cell):
         return self.updates
 
     def update(self, gradients: tuple[Tensor, ...], lr: Tensor) -> None:
-        """Change ``masters``; ``updates`` counts this one already."""
+        """Change ``updated``; ``updates`` counts this one already."""
         raise NotImplementedError
 
     def decay(self, lr: Tensor) -> None:

@@ -109,8 +109,9 @@ class SharedOptimizer(nn.Cell):
     def __init__(self, layout: Layout, world: World, build: Callable[[list[Parameter]], Optimizer]):
         super().__init__(auto_prefix=False)
         self.inner = build([flat.parameter for flat in layout.flats])
+        self.joint = None
         self.trained = ParameterTuple(layout.trained)
-        self.masters = self.inner.masters
+        self.masters = self.updated = self.inner.masters
         self.parts = ParameterTuple([flat.parameter for flat in layout.flats[: len(layout.buckets)]])
         self.buckets = Buckets(layout.buckets)
         self.gather = AllGather(world.group("fsdp"))

@@ -13,6 +13,7 @@ from gm.data.batches import PICTURE_FIELDS
 from gm.training import gradients
 from gm.training.ema import EMA
 from gm.training.exchange import Exchange
+from gm.training.joint import Joint
 from gm.training.loss import BATCH_FIELDS, DiffusionLoss
 from gm.training.optimizer import Optimizer, zeros
 from gm.training.scaler import SMALLEST, Differentiate, LossScale
@@ -42,12 +43,15 @@ class Numbers(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a step returns, still on the device: ``Numbers`` as tensors, and the square sum of each gradient."""
+    """What a step returns, still on the device: ``Numbers`` as tensors, and a mark for each gradient.
+
+    A mark is finite if the sum of the gradient's squares is.
+    """
 
     loss: Tensor
     raw_loss: Tensor
     grad_norm: Tensor
-    square_sums: Tensor
+    marks: Tensor
     loss_scale: Tensor | None = None
     skipped_steps: Tensor | None = None
 
@@ -59,16 +63,16 @@ class Outputs(NamedTuple):
         return Numbers(*numbers, float(self.loss_scale.asnumpy()), int(self.skipped_steps.asnumpy()))
 
     def not_finite(self, weights: Sequence[Parameter]) -> list[str]:
-        """Names of those of the trained ``weights`` whose gradients were not finite."""
-        finite = np.isfinite(self.square_sums.asnumpy())
-        return [parameter.name for parameter, good in zip(weights, finite) if not good]
+        """Names of those of the ``weights``, which are the optimizer's ``taken``, whose gradients were not finite."""
+        finite = np.isfinite(self.marks.asnumpy())
+        return [weight.name for weight, good in zip(weights, finite) if not good]
 
 
 class Update(nn.Cell):
     """Clip, optimize and average, unless loss or gradients are not finite: then no weight and no moment changes.
 
-    ``construct(gradients, loss, lr)`` returns what ``Outputs`` has beside the losses. The gradients have the loss scale
-    in them, what is returned has not.
+    ``construct(gradients, loss, lr)`` returns what ``Outputs`` has beside the losses. The gradients are those of the
+    optimizer's ``updated``, with the loss scale in them; what is returned is without it.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Update(nn.Cell):
     ):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
+        self.joint = optimizer.joint
         self.exchange = exchange
         self.shared = isinstance(optimizer, SharedOptimizer)
         self.max_grad_norm = max_grad_norm
@@ -93,6 +98,7 @@ class Update(nn.Cell):
         if self.exchange is not None:
             sums = self.exchange.square_sums(sums)
         norm = ops.sqrt(ops.reduce_sum(sums))
+        marks = sums if self.joint is None else self.joint.sound
         if self.scaler is not None:
             unscale = 1.0 / self.scaler.scale
             norm = norm * unscale
@@ -108,14 +114,16 @@ class Update(nn.Cell):
             updates = self.optimizer(grads, lr)
             if self.ema is not None:
                 updates = ops.depend(updates, self.ema(updates))
+        elif self.joint is not None:
+            marks = self.joint.marks(grads)
         # Where the gradients are Parameters, MindSpore drops a branch whose result nothing depends on.
         norm = ops.depend(norm, updates)
         if self.shared:
             norm = self.optimizer.publish(norm)  # not in the branch: a device that went alone would wait for ever
         if self.scaler is None:
-            return norm, sums
+            return norm, marks
         loss_scale, skipped = self.scaler(loss, norm)
-        return norm, sums, loss_scale, skipped
+        return norm, marks, loss_scale, skipped
 
 
 class TrainStep(Graph):
@@ -136,12 +144,14 @@ class TrainStep(Graph):
         exchange: Exchange | None = None,
     ):
         super().__init__(auto_prefix=False)
-        self.exchange = exchange
+        self.exchange, self.joint = exchange, optimizer.joint
         self.update = Update(optimizer, max_grad_norm, ema, scaler, exchange)
         self.differentiate = Differentiate(loss, optimizer.trained, scaler)
 
     def construct(self, lr: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         loss, raw_loss, grads = self.differentiate(*batch)
+        if self.joint is not None:
+            grads = self.joint(grads)
         if self.exchange is not None:
             loss, raw_loss = self.exchange.losses(loss, raw_loss)
             grads = self.exchange(grads)
@@ -149,6 +159,8 @@ class TrainStep(Graph):
 
     def take(self, parts: Sequence[tuple[Tensor, ...]], lr: Tensor) -> Outputs:
         """Update with the one batch in ``parts``."""
+        if self.joint is not None:
+            self.joint.tie()
         (batch,) = parts
         return Outputs(*self(lr, *batch))
 
@@ -157,15 +169,22 @@ class Gather(Graph):
     """Adds ``share`` of a batch's gradients to ``sums``; returns that share of its weighted and its plain loss."""
 
     def __init__(
-        self, differentiate: Differentiate, sums: ParameterTuple, share: float, exchange: Exchange | None = None
+        self,
+        differentiate: Differentiate,
+        sums: ParameterTuple,
+        share: float,
+        exchange: Exchange | None = None,
+        joint: Joint | None = None,
     ):
         super().__init__(auto_prefix=False)
-        self.differentiate, self.exchange = differentiate, exchange
+        self.differentiate, self.exchange, self.joint = differentiate, exchange, joint
         self.early = exchange is not None and exchange.early
         self.sums, self.share = sums, Tensor(share, ms.float32)
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         loss, raw_loss, grads = self.differentiate(*batch)
+        if self.joint is not None:
+            grads = self.joint(grads)
         if self.exchange is not None:
             loss, raw_loss = self.exchange.losses(loss, raw_loss)
         if self.early:
@@ -204,9 +223,11 @@ class AccumulatingStep:
         scaler: LossScale | None = None,
         exchange: Exchange | None = None,
     ):
+        self.joint = optimizer.joint
         early = exchange is not None and exchange.early
-        sums = zeros(optimizer.masters if early else optimizer.trained, "gradient")
-        self.gather = Gather(Differentiate(loss, optimizer.trained, scaler), sums, 1.0 / batches, exchange)
+        sums = zeros(optimizer.updated if early or self.joint else optimizer.trained, "gradient")
+        differentiate = Differentiate(loss, optimizer.trained, scaler)
+        self.gather = Gather(differentiate, sums, 1.0 / batches, exchange, self.joint)
         self.apply = Apply(Update(optimizer, max_grad_norm, ema, scaler, exchange), sums, exchange)
 
     def set_train(self) -> None:
@@ -215,6 +236,8 @@ class AccumulatingStep:
 
     def take(self, parts: Sequence[tuple[Tensor, ...]], lr: Tensor) -> Outputs:
         """Update with the batches in ``parts``."""
+        if self.joint is not None:
+            self.joint.tie()
         losses, raw_losses = zip(*(self.gather(*batch) for batch in parts))
         loss = sum(losses)
         return Outputs(loss, sum(raw_losses), *self.apply(loss, lr))

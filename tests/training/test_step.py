@@ -7,6 +7,7 @@ from mindspore import Tensor
 
 from gm.training.adamw import AdamW
 from gm.training.ema import EMA
+from gm.training.joint import joins
 from gm.training.loss import DiffusionLoss
 from gm.training.scaler import LossScale
 from gm.training.step import AccumulatingStep, TrainStep, tensors
@@ -15,11 +16,12 @@ SCALE = 0.13025
 RATE = Tensor(1e-2, ms.float32)
 
 
-def build(small_unet, batches=1, max_grad_norm=None, average=False, scaler=None, **types):
-    """(step, UNet, optimizer, EMA or None), compiled for nothing yet."""
+def build(small_unet, batches=1, max_grad_norm=None, average=False, scaler=None, joint=True, **types):
+    """(step, UNet, optimizer, EMA or None), compiled for nothing yet; float32 weights lie end to end if ``joint``."""
     unet = small_unet(**types)
-    optimizer = AdamW(unet.trainable_params())
-    ema = EMA(unet.trainable_params(), 0.99, masters=optimizer.masters) if average else None
+    weights = unet.trainable_params()
+    optimizer = AdamW(weights, joint=joint and joins(weights))
+    ema = EMA(weights, 0.99, masters=optimizer.wide(weights), joint=optimizer.joint) if average else None
     loss = DiffusionLoss(unet, SCALE)
     if batches == 1:
         step = TrainStep(loss, optimizer, max_grad_norm, ema, scaler)
@@ -52,10 +54,10 @@ def divide(batch, parts) -> list:
     return [tensors(piece) for piece in pieces]
 
 
-@pytest.mark.parametrize("max_grad_norm", [None, 0.05])
-def test_accumulation_equals_the_bigger_batch(small_unet, make_batch, max_grad_norm):
-    whole, whole_unet, _, _ = build(small_unet, 1, max_grad_norm)
-    parted, parted_unet, _, _ = build(small_unet, 3, max_grad_norm)
+@pytest.mark.parametrize(("max_grad_norm", "joint"), [(None, True), (0.05, True), (0.05, False)])
+def test_accumulation_equals_the_bigger_batch(small_unet, make_batch, max_grad_norm, joint):
+    whole, whole_unet, _, _ = build(small_unet, 1, max_grad_norm, joint=joint)
+    parted, parted_unet, _, _ = build(small_unet, 3, max_grad_norm, joint=joint)
     for seed in range(5):
         batch = make_batch(6, seed)
         expected = floats(whole.take([tensors(batch)], RATE))
@@ -76,10 +78,10 @@ def test_clipping_reports_the_norm_before_it(small_unet, make_batch):
         np.testing.assert_allclose(other.asnumpy(), one.asnumpy() * 1e-3 / norms[0], rtol=1e-3, atol=1e-9)
 
 
-@pytest.mark.parametrize("batches", [1, 2])
-def test_not_a_number_changes_nothing_and_the_next_step_is_sound(small_unet, make_batch, batches):
-    step, unet, optimizer, ema = build(small_unet, batches, average=True)
-    clean, clean_unet, _, _ = build(small_unet, batches, average=True)
+@pytest.mark.parametrize(("batches", "joint"), [(1, True), (2, True), (1, False)])
+def test_not_a_number_changes_nothing_and_the_next_step_is_sound(small_unet, make_batch, batches, joint):
+    step, unet, optimizer, ema = build(small_unet, batches, average=True, joint=joint)
+    clean, clean_unet, _, _ = build(small_unet, batches, average=True, joint=joint)
     bad = make_batch(2 * batches, 1)
     bad["noise"][0, 0, 0, 0] = np.nan
     first, second = (divide(make_batch(2 * batches, seed), batches) for seed in (0, 2))
@@ -87,7 +89,7 @@ def test_not_a_number_changes_nothing_and_the_next_step_is_sound(small_unet, mak
     before = held(unet, optimizer, ema)
     outputs = step.take(divide(bad, batches), RATE)
     assert not outputs.fetch().sound
-    assert outputs.not_finite(unet.trainable_params()) == [p.name for p in unet.trainable_params()]
+    assert outputs.not_finite(optimizer.taken) == [p.name for p in optimizer.taken]
     for now, value in zip(held(unet, optimizer, ema), before):
         np.testing.assert_array_equal(now, value)
     step.take(second, RATE)
@@ -172,24 +174,24 @@ def test_in_float32_the_loss_scale_changes_nothing(small_unet, make_batch):
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("types", [{}, HALF])
-def test_the_gradient_that_is_not_finite_is_named(small_unet, make_batch, types):
+@pytest.mark.parametrize(("types", "joint"), [({}, True), ({}, False), (HALF, True)])
+def test_the_gradient_that_is_not_finite_is_named(small_unet, make_batch, types, joint):
     """The text is infinite, so its weight's gradient is, while tanh keeps prediction and loss finite."""
-    step, unet, _, _ = build(small_unet, scaler=LossScale(1.0) if types else None, **types)
+    step, _, optimizer, _ = build(small_unet, scaler=LossScale(1.0) if types else None, joint=joint, **types)
     batch = make_batch(2)
     batch["context"][0, 0, 0] = np.inf
     outputs = step.take([tensors(batch)], RATE)
     numbers = outputs.fetch()
     assert np.isfinite(numbers.loss)
     assert not numbers.sound  # with a scale too: it cannot be smaller
-    assert outputs.not_finite(unet.trainable_params()) == ["model.text.weight"]
+    assert outputs.not_finite(optimizer.taken) == ["model.text.weight"]
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("batches", [1, 2])
-def test_twenty_steps_equal_torch(small_unet, make_batch, batches):
+@pytest.mark.parametrize(("batches", "joint"), [(1, True), (2, True), (1, False)])
+def test_twenty_steps_equal_torch(small_unet, make_batch, batches, joint):
     torch = pytest.importorskip("torch")
-    step, unet, _, _ = build(small_unet, batches, max_grad_norm=0.5)
+    step, unet, _, _ = build(small_unet, batches, max_grad_norm=0.5, joint=joint)
     theirs = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in values(unet).items()}
     decayed = [parameter for parameter in theirs.values() if parameter.ndim > 1]
     others = [parameter for parameter in theirs.values() if parameter.ndim == 1]
