@@ -117,7 +117,8 @@ def test_weights_are_the_memory_of_the_flat_ones_and_padding_stays_zero(small_un
     joint = training.optimizer.joint
     for flat, bucket in zip(joint.flats, joint.plan):
         numbers = flat.asnumpy()
-        assert len(numbers) == bucket.length and len(numbers) % joints.ROWS == 0
+        assert len(numbers) == bucket.length
+        assert len(numbers) % joints.ROWS == 0
         assert numbers.ctypes.data % 64 == 0
         for item, start in zip(bucket.items, bucket.starts):
             np.testing.assert_array_equal(numbers[start : start + item.size], named[item.name].reshape(-1))
