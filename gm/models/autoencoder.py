@@ -83,9 +83,10 @@ class Upsample(nn.Cell):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, padding=1)
+        self.double = upsample_nearest()
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.conv(upsample_nearest(x))
+        return self.conv(self.double(x))
 
 
 class Level(nn.Cell):

@@ -15,8 +15,9 @@ from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
 
 # Per device, the layers whose plain operator of the framework is slower there than what stands in for it below, for the
-# step of training as a whole: forward and backward. A norm stands in where there is no step (``Purpose``).
-STAND_INS = {"CPU": ("gated_gelu", "square_sum", "group_norm", "joint_update")}
+# step of training as a whole: forward and backward. Norms and products with a bias stand in where there is no step
+# (``Purpose``).
+STAND_INS = {"CPU": ("linear", "gated_gelu", "square_sum", "group_norm", "shift", "upsample", "joint_update")}
 
 
 class Purpose:
@@ -76,6 +77,22 @@ def generalize(network: nn.Cell) -> None:
             cell.whole = None  # what its weight passes first, where a device keeps only a part of it
 
 
+class _FusedLinear(nn.Cell):
+    """``x @ weight.T + bias`` by one kernel, which MindSpore (2.8 to 2.10) has for the CPU without a function for it.
+
+    It has no gradient.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.fused = ops.Primitive("FusedMatMulBiasAdd")
+        for attribute, value in {"with_bias_add": True, "transpose_a": False, "transpose_b": True}.items():
+            self.fused.add_prim_attr(attribute, value)
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.fused(x, weight, bias, False, True)
+
+
 class Linear(nn.Cell):
     """``x @ weight.T + bias``: (rows, in) -> (rows, out); weight (out, in)."""
 
@@ -88,8 +105,11 @@ class Linear(nn.Cell):
         self.bias = Initializer.uniform((out_features,), in_features) if bias else None
         self.matmul = P.MatMul(transpose_b=True)
         self.bias_add = P.BiasAdd()
+        self.fused = _FusedLinear() if Purpose.inference and stands_in("linear") else None
 
     def construct(self, x: Tensor) -> Tensor:
+        if self.fused is not None:
+            return self.fused(x, self.weight, self.bias)
         return self.bias_add(self.matmul(x, self.weight), self.bias)
 
 
@@ -158,6 +178,16 @@ class GeneralConv2d(Conv2d):
 Conv2d.general = GeneralConv2d
 
 
+@ops.constexpr
+def _zeros(count: int) -> Tensor:
+    return Tensor(np.zeros(count, np.float32))
+
+
+@ops.constexpr
+def _ones(count: int) -> Tensor:
+    return Tensor(np.ones(count, np.float32))
+
+
 class GroupNorm(nn.Cell):
     """Group normalisation over (C/groups, H, W), then scale and shift per channel.
 
@@ -166,7 +196,7 @@ class GroupNorm(nn.Cell):
     """
 
     general: type[nn.Cell]
-    large = 2**17  # numbers; two operators take longer than one of small pictures
+    large = 2**13  # numbers; two operators take longer than one of small pictures
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5):
         super().__init__()
@@ -179,6 +209,7 @@ class GroupNorm(nn.Cell):
             # Running averages are not kept. As something with an effect on them the operator would be put in a chain
             # with all others of its kind, which takes long to compile.
             self.standardize.add_prim_attr("side_effect_mem", False)
+            self.standardize.set_signatures(())
             self.affine = P.BatchNorm(is_training=False, epsilon=1e-12)
             self.mean, self.variance = Tensor(np.zeros(channels, np.float32)), Tensor(np.ones(channels, np.float32))
 
@@ -189,7 +220,7 @@ class GroupNorm(nn.Cell):
         if not self.stands_in or x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
             return ops.group_norm(x, self.groups, weight, bias, self.eps)
         rows = x.shape[0] * self.groups
-        one, zero = ops.ones((rows,), ms.float32), ops.zeros((rows,), ms.float32)
+        one, zero = _ones(rows), _zeros(rows)
         standard = self.standardize(x.reshape(1, rows, -1, 1), one, zero, zero, one)[0].reshape(x.shape)
         return self.affine(standard, weight, bias, self.mean, self.variance)[0]
 
@@ -327,11 +358,91 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * ops.sigmoid(1.702 * x)
 
 
-def upsample_nearest(x: Tensor) -> Tensor:
-    """Double height and width by repetition."""
-    batch, channels, height, width = x.shape
-    spread = ops.broadcast_to(x.reshape(batch, channels, height, 1, width, 1), (batch, channels, height, 2, width, 2))
-    return spread.reshape(batch, channels, 2 * height, 2 * width)
+class ChannelShift(nn.Cell):
+    """(B, C, H, W) and (B, C) -> (B, C, H, W): a number added to all of a channel."""
+
+    def construct(self, x: Tensor, shift: Tensor) -> Tensor:
+        return x + shift.reshape(shift.shape + (1, 1))
+
+
+class _ChannelShiftOnCPU(nn.Cell):
+    """The same as a bias: adding what has to be spread takes twice as long there, and its gradient six times."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias_add = P.BiasAdd()
+
+    def construct(self, x: Tensor, shift: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        rows = x.reshape(1, batch * channels, height * width, 1)
+        return self.bias_add(rows, shift.reshape(batch * channels)).reshape(x.shape)
+
+
+def channel_shift() -> nn.Cell:
+    """``ChannelShift``, or what stands in for it on this device."""
+    return _ChannelShiftOnCPU() if stands_in("shift") else ChannelShift()
+
+
+class UpsampleNearest(nn.Cell):
+    """Double height and width by repetition: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        spaced = x.reshape(batch, channels, height, 1, width, 1)
+        spread = ops.broadcast_to(spaced, (batch, channels, height, 2, width, 2))
+        return spread.reshape(batch, channels, 2 * height, 2 * width)
+
+
+@ops.constexpr
+def _repeats(height: int, width: int, half: bool) -> Tensor:
+    """(H W, 4 H W) of zeros and ones, by which a row of H W pixels is multiplied to be doubled both ways."""
+    down, right = (np.repeat(np.eye(size), 2, axis=1) for size in (height, width))
+    return Tensor(np.kron(down, right).astype(np.float16 if half else np.float32))
+
+
+@ops.constexpr
+def _stretches(width: int, half: bool) -> Tensor:
+    """(W', 2 W') of zeros and ones; rows of W pixels are doubled in parts of W', which divides W."""
+    part = math.gcd(width, 32)
+    right = np.repeat(np.eye(part if part > 2 else width), 2, axis=1)
+    return Tensor(right.astype(np.float16 if half else np.float32))
+
+
+class _UpsampleNearestOnCPU(nn.Cell):
+    """The same by a product with ones and zeros: what copies single numbers is slow there."""
+
+    small = 64  # pixels
+
+    def __init__(self):
+        super().__init__()
+        self.matmul, self.gather, self.reshape = P.MatMul(), P.MatMul(transpose_b=True), P.Reshape()
+        self.tile, self.split, self.add = P.Tile(), P.Split(1, 2), P.Add()
+
+    def construct(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        shape, half = (batch, channels, 2 * height, 2 * width), x.dtype == ms.float16
+        if height * width <= self.small:
+            pixels = self.reshape(x, (batch * channels, height * width))
+            return self.reshape(self.matmul(pixels, _repeats(height, width, half)), shape)
+        stretches = _stretches(width, half)
+        wide = self.matmul(self.reshape(x, (-1, stretches.shape[0])), stretches)
+        return self.reshape(self.tile(self.reshape(wide, (-1, 1, 2 * width)), (1, 2, 1)), shape)
+
+    def bprop(self, x: Tensor, out: Tensor, gradient: Tensor) -> tuple[Tensor]:
+        batch, channels, height, width = x.shape
+        half = x.dtype == ms.float16
+        if height * width <= self.small:
+            pixels = self.reshape(gradient, (batch * channels, 4 * height * width))
+            return (self.reshape(self.gather(pixels, _repeats(height, width, half)), x.shape),)
+        stretches = _stretches(width, half)
+        upper, lower = self.split(self.reshape(gradient, (-1, 2, 2 * width)))
+        wide = self.reshape(self.add(upper, lower), (-1, stretches.shape[1]))
+        return (self.reshape(self.gather(wide, stretches), x.shape),)
+
+
+def upsample_nearest() -> nn.Cell:
+    """``UpsampleNearest``, or what stands in for it on this device."""
+    return _UpsampleNearestOnCPU() if stands_in("upsample") else UpsampleNearest()
 
 
 def sinusoidal_embedding(values: Tensor, width: int, max_period: float = 10000.0) -> Tensor:

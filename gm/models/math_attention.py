@@ -52,7 +52,9 @@ def _hidden(queries: int, keys: int) -> Tensor:
 
 
 def heads_apart(x: Tensor, batch: int, heads: int) -> Tensor:
-    """(B * N, H * D) -> (B * H, N, D)."""
+    """(B * N, H * D) -> (B * H, N, D), which are left as they are."""
+    if len(x.shape) == 3:
+        return x
     width = x.shape[1] // heads
     if heads == 1:
         return _reshape(x, (batch, -1, width))
@@ -104,6 +106,7 @@ class SmallAttention(nn.Cell):
         out: tuple[Tensor, ...],
         gradients: tuple[Tensor, ...],
     ) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        apart = len(key.shape) == 3
         _, result, weights, query, key, value = out
         dout = heads_apart(gradients[0], batch, heads)
         maps, queries, width = dout.shape
@@ -112,13 +115,16 @@ class SmallAttention(nn.Cell):
         slope = self.concat((dout, self.reshape(total, (maps, queries, 1))))
         dscores = self.mul(weights, self.scores(slope, self.concat((value, _subtract(maps, key.shape[1])))))
         dquery = self.mul(heads_joined(self.mix(dscores, key), batch, heads), self.scale)
-        dkey = heads_joined(self.gather(dscores, query), batch, heads)
-        return dquery, dkey, heads_joined(self.gather(weights, dout), batch, heads), 0, 0
+        dkey, dvalue = self.gather(dscores, query), self.gather(weights, dout)
+        if not apart:
+            dkey, dvalue = heads_joined(dkey, batch, heads), heads_joined(dvalue, batch, heads)
+        return dquery, dkey, dvalue, 0, 0
 
 
 class MathAttention(nn.Cell):
     """softmax(q k^T / sqrt(d)) v of each head: (B * N, H * D), (B * M, H * D), (B * M, H * D), B, H -> (B * N, H * D).
 
+    Keys and values may be ``laid_out`` already: (B * H, M, D).
     At most ``most_scores`` elements of the score matrix at a time (one query's row, if that is more), in the gradient
     too. The products are in the type of what is given; softmax and its gradient are float32. ``causal`` masks what lies
     to the right of each query (text towers).
@@ -133,11 +139,15 @@ class MathAttention(nn.Cell):
         self.large = AttentionInPieces(head_width, causal, most_scores)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, batch: int, heads: int) -> Tensor:
-        scores = heads * query.shape[0] * key.shape[0] // batch
+        keys = key.shape[1] if len(key.shape) == 3 else key.shape[0] // batch
+        scores = heads * query.shape[0] * keys
         if query.dtype == ms.float32 and self.rounding is None and scores <= self.most_kept:
             return self.small(query, key, value, batch, heads)[0]
         parts = heads_apart(query, batch, heads), heads_apart(key, batch, heads), heads_apart(value, batch, heads)
         return heads_joined(self.large(parts[0], parts[1], parts[2]), batch, heads)
+
+    def laid_out(self, x: Tensor, batch: int, heads: int) -> Tensor:
+        return heads_apart(x, batch, heads)
 
 
 class AttentionInPieces(nn.Cell):

@@ -17,6 +17,7 @@ from gm.models.layers import (
     Linear,
     Projection,
     SiLU,
+    channel_shift,
     gated_gelu,
     sinusoidal_embedding,
     upsample_nearest,
@@ -34,6 +35,7 @@ class ResidualBlock(nn.Cell):
             [GroupNorm(groups, in_channels), SiLU(), Conv2d(in_channels, out_channels, 3, padding=1)]
         )
         self.emb_layers = nn.CellList([SiLU(), Linear(time_dim, out_channels)])
+        self.shift = channel_shift()
         self.out_layers = nn.CellList(
             [
                 GroupNorm(groups, out_channels),
@@ -47,7 +49,7 @@ class ResidualBlock(nn.Cell):
     def construct(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.in_layers[2](self.in_layers[1](self.in_layers[0](x)))
         shift = self.emb_layers[1](self.emb_layers[0](time))
-        h = h + shift.reshape(shift.shape + (1, 1))
+        h = self.shift(h, shift)
         h = self.out_layers[3](self.out_layers[1](self.out_layers[0](h)))
         return self.skip_connection(x) + h
 
@@ -113,11 +115,11 @@ class SpatialTransformer(nn.Cell):
         self.transformer_blocks = nn.CellList([TransformerBlock(channels, context_dim, heads) for _ in range(depth)])
         self.proj_out = zeroed(Linear(channels, channels) if linear else Conv2d(channels, channels, 1))
 
-    def states(self, context: Tensor) -> tuple[Tensor, ...]:
+    def states(self, context: Tensor, batch: int) -> tuple[Tensor, ...]:
         """Keys and values of the context's rows (B * M, context) for each block: two tensors a block."""
         states = ()
         for block in self.transformer_blocks:
-            states = states + block.attn2.states(context)
+            states = states + block.attn2.kept(context, batch)
         return states
 
     def construct(self, x: Tensor, context: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -155,9 +157,10 @@ class Upsample(nn.Cell):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, padding=1)
+        self.double = upsample_nearest()
 
     def construct(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        x = upsample_nearest(x)
+        x = self.double(x)
         if x.shape[2:] != size:  # halving an odd side rounded up
             x = x[:, :, : size[0], : size[1]]
         return self.conv(x)
@@ -261,13 +264,13 @@ class UNet(nn.Cell):
 
     def states(self, context: Tensor) -> tuple[Tensor, ...]:
         """Keys and values of the context for each transformer block of the network: two tensors a block."""
-        context = context.astype(self.dtype).reshape(-1, context.shape[2])
+        batch, context = context.shape[0], context.astype(self.dtype).reshape(-1, context.shape[2])
         states = ()
         for layers in self.input_blocks:
-            states = states + self.states_of(layers, context)
-        states = states + self.states_of(self.middle_block, context)
+            states = states + self.states_of(layers, context, batch)
+        states = states + self.states_of(self.middle_block, context, batch)
         for layers in self.output_blocks:
-            states = states + self.states_of(layers, context)
+            states = states + self.states_of(layers, context, batch)
         return states
 
     def told(self, vector: Tensor | None, guidance: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -308,11 +311,11 @@ class UNet(nn.Cell):
             x = self.run(layers, self.output_takes[index], x, time, attended, above.shape[2:])
         return self.out[2](self.out[1](self.out[0](x))).astype(latents.dtype)
 
-    def states_of(self, layers: nn.CellList, context: Tensor) -> tuple[Tensor, ...]:
+    def states_of(self, layers: nn.CellList, context: Tensor, batch: int) -> tuple[Tensor, ...]:
         states = ()
         for layer in layers:
             if isinstance(layer, SpatialTransformer):
-                states = states + layer.states(context)
+                states = states + layer.states(context, batch)
         return states
 
     def part(self, context: Tensor | tuple[Tensor, ...], stage: int) -> Tensor | tuple[Tensor, ...]:

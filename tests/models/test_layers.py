@@ -6,7 +6,7 @@ import pytest
 from mindspore import ops
 
 from gm.models import layers
-from gm.models.layers import gelu, quick_gelu, sinusoidal_embedding, upsample_nearest
+from gm.models.layers import gelu, quick_gelu, sinusoidal_embedding
 
 torch = pytest.importorskip("torch")
 
@@ -54,10 +54,14 @@ def test_activations_and_their_slopes(name):
     np.testing.assert_allclose(Slope(network)(ms.Tensor(x)).asnumpy(), given.grad.numpy(), rtol=1e-5, atol=2e-6)
 
 
-def test_pictures_double_by_repetition():
-    x = np.random.default_rng(0).normal(size=(2, 3, 5, 7)).astype(np.float32)
-    expected = torch.nn.functional.interpolate(torch.tensor(x), scale_factor=2.0, mode="nearest").numpy()
-    np.testing.assert_array_equal(Applied(upsample_nearest)(ms.Tensor(x)).asnumpy(), expected)
+@pytest.mark.parametrize("device", ["CPU", "Ascend"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_pictures_double_by_repetition(dtype, device, monkeypatch):
+    monkeypatch.setattr(layers, "STAND_INS", {"CPU": layers.STAND_INS.get(device, ())})
+    double = layers.upsample_nearest()
+    for size in ((5, 7), (9, 8), (3, 40), (2, 37), (1, 1)):  # small ones, parts of rows, whole rows
+        x = np.random.default_rng(0).normal(size=(2, 3, *size)).astype(dtype)
+        np.testing.assert_array_equal(double(ms.Tensor(x)).asnumpy(), x.repeat(2, axis=2).repeat(2, axis=3))
 
 
 def test_timesteps_are_embedded_at_geometric_frequencies():
@@ -88,6 +92,20 @@ class TorchGatedGELU(torch.nn.Module):
     def forward(self, x):
         value, gate = x.chunk(2, dim=-1)
         return value * torch.nn.functional.gelu(gate)
+
+
+class Shifted(ms.nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.shift = layers.channel_shift()
+
+    def construct(self, x):
+        return self.shift(x, x[:, :, 0, 0])
+
+
+class TorchShifted(torch.nn.Module):
+    def forward(self, x):
+        return x + x[:, :, :1, :1]
 
 
 def for_inference(build):
@@ -121,6 +139,10 @@ LAYERS = {
         (1, 3, 1, 1),
     ),
     "gated_gelu": (layers.gated_gelu, TorchGatedGELU, (2, 3, 16)),
+    "shift": (Shifted, TorchShifted, (3, 4, 5, 2)),
+    "upsample": (layers.upsample_nearest, lambda: torch.nn.Upsample(scale_factor=2), (2, 3, 5, 7)),
+    "upsample parts of rows": (layers.upsample_nearest, lambda: torch.nn.Upsample(scale_factor=2), (2, 3, 9, 8)),
+    "upsample whole rows": (layers.upsample_nearest, lambda: torch.nn.Upsample(scale_factor=2), (2, 3, 7, 13)),
 }
 
 
@@ -148,6 +170,18 @@ def test_every_formulation_is_the_layer_and_its_gradients(name, device, mode, mo
     for mine, other in zip([ours(ms.Tensor(x)), by_input, *by_parameters], wanted):
         scale = other.abs().max().item()
         np.testing.assert_allclose(mine.asnumpy(), other.numpy(), rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])
+def test_a_product_with_a_bias_is_the_same_in_one_kernel(mode):
+    ms.set_context(mode=mode)
+    rng = np.random.default_rng(4)
+    x, weight, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 24), (7, 24), (7,)))
+    linear = for_inference(lambda: layers.Linear(24, 7))
+    assert linear.fused is not None
+    linear.weight.set_data(ms.Tensor(weight))
+    linear.bias.set_data(ms.Tensor(bias))
+    np.testing.assert_allclose(linear(ms.Tensor(x)).asnumpy(), x @ weight.T + bias, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])

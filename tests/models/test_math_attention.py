@@ -56,14 +56,19 @@ def expected(query, key, value, slopes, causal):
 
 
 class HeadsApart(nn.Cell):
-    """An attention that takes rows of heads side by side, for maps (B * H, N, D)."""
+    """An attention that takes rows of heads side by side, for maps (B * H, N, D).
 
-    def __init__(self, attention: MathAttention, batch: int, heads: int = 1):
+    ``laid_out``: keys and values are laid out before they are given.
+    """
+
+    def __init__(self, attention: MathAttention, batch: int, heads: int = 1, laid_out: bool = False):
         super().__init__()
-        self.attention, self.batch, self.heads = attention, batch, heads
+        self.attention, self.batch, self.heads, self.laid_out = attention, batch, heads, laid_out
 
     def construct(self, query, key, value):
         rows = [heads_joined(x, self.batch, self.heads) for x in (query, key, value)]
+        if self.laid_out:
+            rows = [rows[0]] + [self.attention.laid_out(x, self.batch, self.heads) for x in rows[1:]]
         out = self.attention(rows[0], rows[1], rows[2], self.batch, self.heads)
         return heads_apart(out, self.batch, self.heads)
 
@@ -80,6 +85,7 @@ def test_output_and_gradients_are_the_definition_for_every_size_of_the_pieces(ca
     wanted = expected(*inputs, causal)
     batch = HEADS // heads
     cells = [Gradients(HeadsApart(MathAttention(WIDTH, causal, most), batch, heads)) for most in SIZES[causal]]
+    cells.append(Gradients(HeadsApart(MathAttention(WIDTH, causal), batch, heads, laid_out=True)))
     for cell in cells:
         out, gradients = cell(*(Tensor(array, ms.float32) for array in inputs))
         for ours, right in zip((out, *gradients), wanted):
