@@ -25,6 +25,7 @@ Exit codes: 0 done, 2 wrong usage, 1 any other failure; every error is one line.
 import logging
 
 from gm.config import load
+from gm.environment import take_allocator
 from gm.errors import run_door
 
 
@@ -62,4 +63,5 @@ def main(arguments: list[str]) -> int | None:
 
 
 if __name__ == "__main__":
+    take_allocator()
     run_door(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gm.config import load
+from gm.environment import take_allocator
 from gm.errors import run_door
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "inference" / "sd_xl_base.yaml"
@@ -30,4 +31,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    take_allocator()
     run_door(main)

@@ -25,6 +25,7 @@ from training_step import FIGURES, Process, tell
 
 import gm  # noqa: F401  (sets the environment that MindSpore reads)
 from gm.config.flags import Parser, positive
+from gm.environment import take_allocator
 from gm.errors import SuiteError, run_door
 from gm.weights.files import open_weights
 
@@ -93,6 +94,8 @@ CONTESTANTS = {"suite": suite, "diffusers": diffusers}
 
 def serve(options: argparse.Namespace) -> None:
     """The measured process: draw one batch, say so, then as many as each line of standard input asks for."""
+    if options.serve == "suite":
+        take_allocator()  # as demo/sampling_without_streamlit.py does
     with open_weights(options.weight) as weights:
         parameters = sum(math.prod(shape) for shape in weights.shapes().values())
     version, draw = CONTESTANTS[options.serve](options)

@@ -31,6 +31,7 @@ from contestants import CONTESTANTS, MODELS
 
 import gm  # noqa: F401  (sets the environment that MindSpore reads)
 from gm.config.flags import Parser, positive
+from gm.environment import take_allocator
 from gm.errors import SuiteError, run_door
 
 FIGURES = ("first_seconds", "step_seconds", "peak_gigabytes")
@@ -38,6 +39,8 @@ FIGURES = ("first_seconds", "step_seconds", "peak_gigabytes")
 
 def serve(contestant: str, model: str, compile_cache: str | None) -> None:
     """The measured process: take one step, say so, then as many as each line of standard input asks for."""
+    if contestant == "suite":
+        take_allocator()  # as train.py does
     if compile_cache:
         from gm.compilation import keep_in
 
