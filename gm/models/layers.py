@@ -14,10 +14,14 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
 
+from gm.models.row_convolution import row_convolution
+
 # Per device, the layers whose plain operator of the framework is slower there than what stands in for it below, for the
 # step of training as a whole: forward and backward. Norms and products with a bias stand in where there is no step
 # (``Purpose``).
-STAND_INS = {"CPU": ("linear", "gated_gelu", "square_sum", "group_norm", "shift", "upsample", "joint_update")}
+STAND_INS = {
+    "CPU": ("linear", "convolution", "gated_gelu", "square_sum", "group_norm", "shift", "upsample", "joint_update")
+}
 
 
 class Purpose:
@@ -140,9 +144,15 @@ Linear.general = GeneralLinear
 
 
 class Conv2d(nn.Cell):
-    """Convolution with a square kernel; weight (out, in, k, k). ``padding``: (top, bottom, left, right) or one int."""
+    """Convolution with a square kernel; weight (out, in, k, k). ``padding``: (top, bottom, left, right) or one int.
+
+    Of size 3 on ``x`` (B, C, H, W) less than ``large`` it may be one product of matrices, if its channels are neither
+    so few that gathering them takes longer, nor so many that preparing the kernels does.
+    """
 
     general: type[nn.Cell]
+    large = 2**18  # numbers; nine times as many are gathered
+    fewest, most = 16, 2**15  # channels it takes, and times those it makes
 
     def __init__(
         self,
@@ -158,8 +168,18 @@ class Conv2d(nn.Cell):
         self.bias = Initializer.uniform((out_channels,), fan_in)
         self.conv = P.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
         self.bias_add = P.BiasAdd()
+        self.stands_in = (
+            stands_in("convolution")
+            and (kernel_size, stride, padding) == (3, 1, 1)
+            and in_channels >= self.fewest
+            and in_channels * out_channels <= self.most
+        )
+        if self.stands_in:
+            self.by_rows = row_convolution()
 
     def construct(self, x: Tensor) -> Tensor:
+        if self.stands_in and x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
+            return self.bias_add(self.by_rows(x, self.weight)[0], self.bias)
         return self.bias_add(self.conv(x, self.weight), self.bias)
 
 

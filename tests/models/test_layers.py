@@ -138,6 +138,26 @@ LAYERS = {
         lambda: torch.nn.Conv2d(3, 2, 3, padding=1),
         (1, 3, 1, 1),
     ),
+    "convolution of many channels": (
+        lambda: layers.Conv2d(16, 7, 3, padding=1),
+        lambda: torch.nn.Conv2d(16, 7, 3, padding=1),
+        (2, 16, 5, 6),
+    ),
+    "convolution of many channels of one pixel": (
+        lambda: layers.Conv2d(18, 4, 3, padding=1),
+        lambda: torch.nn.Conv2d(18, 4, 3, padding=1),
+        (1, 18, 1, 1),
+    ),
+    "strided convolution": (
+        lambda: layers.Conv2d(16, 4, 3, stride=2, padding=1),
+        lambda: torch.nn.Conv2d(16, 4, 3, stride=2, padding=1),
+        (2, 16, 5, 6),
+    ),
+    "convolution padded on two sides": (
+        lambda: layers.Conv2d(16, 4, 3, stride=2, padding=(0, 1, 0, 1)),
+        lambda: torch.nn.Sequential(torch.nn.ZeroPad2d((0, 1, 0, 1)), torch.nn.Conv2d(16, 4, 3, stride=2)),
+        (2, 16, 4, 6),
+    ),
     "gated_gelu": (layers.gated_gelu, TorchGatedGELU, (2, 3, 16)),
     "shift": (Shifted, TorchShifted, (3, 4, 5, 2)),
     "upsample": (layers.upsample_nearest, lambda: torch.nn.Upsample(scale_factor=2), (2, 3, 5, 7)),
@@ -182,6 +202,21 @@ def test_a_product_with_a_bias_is_the_same_in_one_kernel(mode):
     linear.weight.set_data(ms.Tensor(weight))
     linear.bias.set_data(ms.Tensor(bias))
     np.testing.assert_allclose(linear(ms.Tensor(x)).asnumpy(), x @ weight.T + bias, rtol=1e-5, atol=1e-5)
+
+
+def test_one_convolution_takes_small_and_large_pictures():
+    """Those below ``large`` are gathered: a picture of a size of its own each time, and none for all that."""
+    ours, theirs = layers.Conv2d(16, 8, 3, padding=1), torch.nn.Conv2d(16, 8, 3, padding=1)
+    assert ours.stands_in
+    assert not layers.Conv2d(16, 8, 3).stands_in
+    rng = np.random.default_rng(3)
+    for parameter, reference in zip(ours.trainable_params(), theirs.parameters()):
+        parameter.set_data(ms.Tensor(reference.detach().numpy()))
+    ours.large = 16 * 60
+    for batch, height, width in ((1, 3, 4), (2, 4, 5), (1, 7, 2), (2, 5, 6), (1, 1, 60)):  # the last two are large
+        x = rng.normal(size=(batch, 16, height, width)).astype(np.float32)
+        expected = theirs(torch.from_numpy(x)).detach().numpy()
+        np.testing.assert_allclose(ours(ms.Tensor(x)).asnumpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
