@@ -5,7 +5,8 @@ from mindspore import Tensor, nn
 from gm.compilation import Graph
 from gm.models.architecture import AutoencoderArchitecture
 from gm.models.attention import MultiHeadAttention
-from gm.models.layers import Conv2d, GroupNorm, SiLU, upsample_nearest
+from gm.models.layers import Conv2d, GroupNorm, SiLU
+from gm.models.upsampling import upsample_nearest
 
 EPS = 1e-6
 

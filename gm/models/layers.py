@@ -7,6 +7,7 @@ They compute in float32; ``generalize`` makes them compute in the dtype of the t
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import mindspore as ms
 import numpy as np
@@ -17,10 +18,20 @@ from mindspore.ops import operations as P
 from gm.models.row_convolution import row_convolution
 
 # Per device, the layers whose plain operator of the framework is slower there than what stands in for it below, for the
-# step of training as a whole: forward and backward. Norms and products with a bias stand in where there is no step
-# (``Purpose``).
+# step of training as a whole: forward and backward. Products with a bias stand in where there is no step (``Purpose``).
+# Each is one Cell for all layers alike (``cache``): so it compiles in half the time.
 STAND_INS = {
-    "CPU": ("linear", "convolution", "gated_gelu", "square_sum", "group_norm", "shift", "upsample", "joint_update")
+    "CPU": (
+        "linear",
+        "convolution",
+        "group_norm",
+        "silu",
+        "gated_gelu",
+        "shift",
+        "upsample",
+        "square_sum",
+        "joint_update",
+    )
 }
 
 
@@ -97,6 +108,9 @@ class _FusedLinear(nn.Cell):
         return self.fused(x, weight, bias, False, True)
 
 
+_fused_linear = cache(_FusedLinear)
+
+
 class Linear(nn.Cell):
     """``x @ weight.T + bias``: (rows, in) -> (rows, out); weight (out, in)."""
 
@@ -109,7 +123,7 @@ class Linear(nn.Cell):
         self.bias = Initializer.uniform((out_features,), in_features) if bias else None
         self.matmul = P.MatMul(transpose_b=True)
         self.bias_add = P.BiasAdd()
-        self.fused = _FusedLinear() if Purpose.inference and stands_in("linear") else None
+        self.fused = _fused_linear() if Purpose.inference and stands_in("linear") else None
 
     def construct(self, x: Tensor) -> Tensor:
         if self.fused is not None:
@@ -208,41 +222,50 @@ def _ones(count: int) -> Tensor:
     return Tensor(np.ones(count, np.float32))
 
 
-class GroupNorm(nn.Cell):
-    """Group normalisation over (C/groups, H, W), then scale and shift per channel.
+class _TwoBatchNorms(nn.Cell):
+    """Group normalisation as two of batches: each group a channel of its own, then scale and shift."""
 
-    For inference alone, ``x`` (B, C, H, W) of ``large`` size may pass two batch normalisations: each group a channel of
-    its own, then scale and shift.
-    """
+    def __init__(self, groups: int, eps: float):
+        super().__init__()
+        self.groups, self.reshape = groups, P.Reshape()
+        self.standardize = P.BatchNorm(is_training=True, epsilon=eps, momentum=0.0)
+        # Running averages are not kept. As something with an effect on them the operator would be put in a chain
+        # with all others of its kind, which takes long to compile.
+        self.standardize.add_prim_attr("side_effect_mem", False)
+        self.standardize.set_signatures(())
+        self.affine = P.BatchNorm(is_training=False, epsilon=1e-12)
+        self.affine.set_signatures(())
+
+    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        rows, channels = x.shape[0] * self.groups, x.shape[1]
+        one, zero = _ones(rows), _zeros(rows)
+        standard = self.standardize(self.reshape(x, (1, rows, -1, 1)), one, zero, zero, one)[0]
+        return self.affine(self.reshape(standard, x.shape), weight, bias, _zeros(channels), _ones(channels))[0]
+
+
+_two_batch_norms = cache(_TwoBatchNorms)
+
+
+class GroupNorm(nn.Cell):
+    """Group normalisation over (C/groups, H, W), then scale and shift per channel, of (B, C, H, W)."""
 
     general: type[nn.Cell]
-    large = 2**13  # numbers; two operators take longer than one of small pictures
+    large = 2**13  # numbers, from which on two operators take less than the one
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5):
         super().__init__()
         self.groups, self.eps = groups, eps
         self.weight = Parameter(Tensor(np.ones(channels, np.float32)))
         self.bias = Parameter(Tensor(np.zeros(channels, np.float32)))
-        self.stands_in = Purpose.inference and stands_in("group_norm")
-        if self.stands_in:
-            self.standardize = P.BatchNorm(is_training=True, epsilon=eps, momentum=0.0)
-            # Running averages are not kept. As something with an effect on them the operator would be put in a chain
-            # with all others of its kind, which takes long to compile.
-            self.standardize.add_prim_attr("side_effect_mem", False)
-            self.standardize.set_signatures(())
-            self.affine = P.BatchNorm(is_training=False, epsilon=1e-12)
-            self.mean, self.variance = Tensor(np.zeros(channels, np.float32)), Tensor(np.ones(channels, np.float32))
+        self.two = _two_batch_norms(groups, eps) if stands_in("group_norm") else None
 
     def construct(self, x: Tensor) -> Tensor:
         return self.normed(x, self.weight, self.bias)
 
     def normed(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if not self.stands_in or x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
+        if self.two is None or x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
             return ops.group_norm(x, self.groups, weight, bias, self.eps)
-        rows = x.shape[0] * self.groups
-        one, zero = _ones(rows), _zeros(rows)
-        standard = self.standardize(x.reshape(1, rows, -1, 1), one, zero, zero, one)[0].reshape(x.shape)
-        return self.affine(standard, weight, bias, self.mean, self.variance)[0]
+        return self.two(x, weight, bias)
 
 
 class GeneralGroupNorm(GroupNorm):
@@ -320,12 +343,15 @@ class _OwnGatedGELU(nn.Cell):
         return (self.join((self.mul(gradient, activated), self.mul(self.mul(gradient, value), slope))),)
 
 
+_own_gated_gelu = cache(_OwnGatedGELU)
+
+
 class _GatedGELUOnCPU(nn.Cell):
     """``GatedGELU`` by its own gradient."""
 
     def __init__(self):
         super().__init__()
-        self.own = _OwnGatedGELU()
+        self.own = _own_gated_gelu()
 
     def construct(self, x: Tensor) -> Tensor:
         return self.own(x)[0]
@@ -347,11 +373,34 @@ class Embedding(nn.Cell):
         return ops.gather(self.weight, indices, 0)
 
 
+class _OwnSiLU(nn.Cell):
+    """``x * sigmoid(x)`` and the sigmoid, which MindSpore's gradient on the CPU would compute again."""
+
+    def __init__(self):
+        super().__init__()
+        self.sigmoid, self.mul, self.add, self.sub = P.Sigmoid(), P.Mul(), P.Add(), P.Sub()
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        open_to = self.sigmoid(x)
+        return self.mul(x, open_to), open_to
+
+    def bprop(self, x: Tensor, out: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor]) -> tuple[Tensor]:
+        result, open_to = out
+        return (self.mul(gradients[0], self.add(open_to, self.sub(result, self.mul(result, open_to)))),)
+
+
+_own_silu = cache(_OwnSiLU)
+
+
 class SiLU(nn.Cell):
     """``x * sigmoid(x)``."""
 
+    def __init__(self):
+        super().__init__()
+        self.own = _own_silu() if stands_in("silu") else None
+
     def construct(self, x: Tensor) -> Tensor:
-        return ops.silu(x)
+        return ops.silu(x) if self.own is None else self.own(x)[0]
 
 
 class Identity(nn.Cell):
@@ -398,71 +447,12 @@ class _ChannelShiftOnCPU(nn.Cell):
         return self.bias_add(rows, shift.reshape(batch * channels)).reshape(x.shape)
 
 
+_channel_shift_on_cpu = cache(_ChannelShiftOnCPU)
+
+
 def channel_shift() -> nn.Cell:
     """``ChannelShift``, or what stands in for it on this device."""
-    return _ChannelShiftOnCPU() if stands_in("shift") else ChannelShift()
-
-
-class UpsampleNearest(nn.Cell):
-    """Double height and width by repetition: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
-
-    def construct(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        spaced = x.reshape(batch, channels, height, 1, width, 1)
-        spread = ops.broadcast_to(spaced, (batch, channels, height, 2, width, 2))
-        return spread.reshape(batch, channels, 2 * height, 2 * width)
-
-
-@ops.constexpr
-def _repeats(height: int, width: int, half: bool) -> Tensor:
-    """(H W, 4 H W) of zeros and ones, by which a row of H W pixels is multiplied to be doubled both ways."""
-    down, right = (np.repeat(np.eye(size), 2, axis=1) for size in (height, width))
-    return Tensor(np.kron(down, right).astype(np.float16 if half else np.float32))
-
-
-@ops.constexpr
-def _stretches(width: int, half: bool) -> Tensor:
-    """(W', 2 W') of zeros and ones; rows of W pixels are doubled in parts of W', which divides W."""
-    part = math.gcd(width, 32)
-    right = np.repeat(np.eye(part if part > 2 else width), 2, axis=1)
-    return Tensor(right.astype(np.float16 if half else np.float32))
-
-
-class _UpsampleNearestOnCPU(nn.Cell):
-    """The same by a product with ones and zeros: what copies single numbers is slow there."""
-
-    small = 64  # pixels
-
-    def __init__(self):
-        super().__init__()
-        self.matmul, self.gather, self.reshape = P.MatMul(), P.MatMul(transpose_b=True), P.Reshape()
-        self.tile, self.split, self.add = P.Tile(), P.Split(1, 2), P.Add()
-
-    def construct(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        shape, half = (batch, channels, 2 * height, 2 * width), x.dtype == ms.float16
-        if height * width <= self.small:
-            pixels = self.reshape(x, (batch * channels, height * width))
-            return self.reshape(self.matmul(pixels, _repeats(height, width, half)), shape)
-        stretches = _stretches(width, half)
-        wide = self.matmul(self.reshape(x, (-1, stretches.shape[0])), stretches)
-        return self.reshape(self.tile(self.reshape(wide, (-1, 1, 2 * width)), (1, 2, 1)), shape)
-
-    def bprop(self, x: Tensor, out: Tensor, gradient: Tensor) -> tuple[Tensor]:
-        batch, channels, height, width = x.shape
-        half = x.dtype == ms.float16
-        if height * width <= self.small:
-            pixels = self.reshape(gradient, (batch * channels, 4 * height * width))
-            return (self.reshape(self.gather(pixels, _repeats(height, width, half)), x.shape),)
-        stretches = _stretches(width, half)
-        upper, lower = self.split(self.reshape(gradient, (-1, 2, 2 * width)))
-        wide = self.reshape(self.add(upper, lower), (-1, stretches.shape[1]))
-        return (self.reshape(self.gather(wide, stretches), x.shape),)
-
-
-def upsample_nearest() -> nn.Cell:
-    """``UpsampleNearest``, or what stands in for it on this device."""
-    return _UpsampleNearestOnCPU() if stands_in("upsample") else UpsampleNearest()
+    return _channel_shift_on_cpu() if stands_in("shift") else ChannelShift()
 
 
 def sinusoidal_embedding(values: Tensor, width: int, max_period: float = 10000.0) -> Tensor:

@@ -5,6 +5,7 @@ the backward pass computes them again, piece by piece (Rabe and Staats 2021, arX
 by the row sums of Dao et al. 2022 (arXiv 2205.14135, appendix B.2).
 """
 
+from functools import cache
 from itertools import pairwise
 
 import mindspore as ms
@@ -121,6 +122,9 @@ class SmallAttention(nn.Cell):
         return dquery, dkey, dvalue, 0, 0
 
 
+_small_attention = cache(SmallAttention)  # one for all layers alike: so they compile in half the time
+
+
 class MathAttention(nn.Cell):
     """softmax(q k^T / sqrt(d)) v of each head: (B * N, H * D), (B * M, H * D), (B * M, H * D), B, H -> (B * N, H * D).
 
@@ -135,7 +139,7 @@ class MathAttention(nn.Cell):
     def __init__(self, head_width: int, causal: bool = False, most_scores: int = MOST_SCORES):
         super().__init__()
         self.most_kept = min(KEPT_SCORES, most_scores)
-        self.small = SmallAttention(head_width, causal)
+        self.small = _small_attention(head_width, causal)
         self.large = AttentionInPieces(head_width, causal, most_scores)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, batch: int, heads: int) -> Tensor:

@@ -20,10 +20,10 @@ from gm.models.layers import (
     channel_shift,
     gated_gelu,
     sinusoidal_embedding,
-    upsample_nearest,
     zeroed,
 )
 from gm.models.repeated import compiled_once
+from gm.models.upsampling import upsample_nearest
 
 
 class ResidualBlock(nn.Cell):

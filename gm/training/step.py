@@ -108,9 +108,7 @@ class Update(nn.Cell):
                 factor = gradients.clip_factor(norm, self.max_grad_norm)
                 if self.scaler is not None:
                     factor = factor * unscale
-                if self.joint is None:
-                    grads = gradients.scale(grads, factor)
-                elif factor != 1.0:  # of few tensors it is quick to choose what to go on with
+                if self.joint is None or factor != 1.0:
                     grads = gradients.scale(grads, factor)
             elif self.scaler is not None:
                 grads = gradients.scale(grads, unscale)
