@@ -190,9 +190,13 @@ class Conv2d(nn.Cell):
         )
         if self.stands_in:
             self.by_rows = row_convolution()
+        self.fused = _FusedLinear() if Purpose.inference and stands_in("linear") else None
 
     def construct(self, x: Tensor) -> Tensor:
         if self.stands_in and x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
+            if self.fused is not None:
+                rows = self.fused(self.by_rows.gathered(x), self.by_rows.kernels(self.weight), self.bias)
+                return self.by_rows.pictures(rows, x.shape)
             return self.bias_add(self.by_rows(x, self.weight)[0], self.bias)
         return self.bias_add(self.conv(x, self.weight), self.bias)
 

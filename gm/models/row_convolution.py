@@ -29,12 +29,8 @@ class RowConvolution(nn.Cell):
         self.matmul, self.matmul_a, self.matmul_b = P.MatMul(), P.MatMul(transpose_a=True), P.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        batch, channels, height, width = x.shape
-        rows = self.reshape(self.transpose(x, (0, 2, 3, 1)), (-1, channels))
-        gathered = self.reshape(self.lookup(rows, neighbours(batch, height, width), 0), (-1, TAPS * channels))
-        kernels = self.reshape(self.transpose(weight, (0, 2, 3, 1)), (-1, TAPS * channels))
-        out = self.reshape(self.matmul_b(gathered, kernels), (batch, height, width, -1))
-        return self.transpose(out, (0, 3, 1, 2)), gathered, kernels
+        gathered, kernels = self.gathered(x), self.kernels(weight)
+        return self.pictures(self.matmul_b(gathered, kernels), x.shape), gathered, kernels
 
     def bprop(
         self,
@@ -48,8 +44,21 @@ class RowConvolution(nn.Cell):
         by_weight = self.reshape(self.matmul_a(rows, out[1]), (-1, 3, 3, channels))
         gathered = self.reshape(self.lookup(rows, neighbours(batch, height, width), 0), (-1, TAPS * out_channels))
         kernels = self.lookup(self.reshape(out[2], (-1, channels)), turned(out_channels), 0)
-        by_x = self.reshape(self.matmul(gathered, kernels), (batch, height, width, channels))
-        return self.transpose(by_x, (0, 3, 1, 2)), self.transpose(by_weight, (0, 3, 1, 2))
+        return self.pictures(self.matmul(gathered, kernels), x.shape), self.transpose(by_weight, (0, 3, 1, 2))
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """What each place sees: (B, C, H, W) -> (B * H * W, 9 * C)."""
+        batch, channels, height, width = x.shape
+        rows = self.reshape(self.transpose(x, (0, 2, 3, 1)), (-1, channels))
+        return self.reshape(self.lookup(rows, neighbours(batch, height, width), 0), (-1, TAPS * channels))
+
+    def kernels(self, weight: Tensor) -> Tensor:
+        """(out, C, 3, 3) -> (out, 9 * C)."""
+        return self.reshape(self.transpose(weight, (0, 2, 3, 1)), (weight.shape[0], -1))
+
+    def pictures(self, rows: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+        """(B * H * W, out) -> (B, out, H, W), for pictures of ``shape``."""
+        return self.transpose(self.reshape(rows, (shape[0], shape[2], shape[3], -1)), (0, 3, 1, 2))
 
 
 # One cell for all layers and one tensor for each size, which many layers have: a network so compiles faster.

@@ -201,9 +201,11 @@ def test_a_product_with_a_bias_is_the_same_in_one_kernel(mode):
     np.testing.assert_allclose(linear(ms.Tensor(x)).asnumpy(), x @ weight.T + bias, rtol=1e-5, atol=1e-5)
 
 
-def test_one_convolution_takes_small_and_large_pictures():
-    """Those below ``large`` are gathered: a picture of a size of its own each time, and none for all that."""
-    ours, theirs = layers.Conv2d(16, 8, 3, padding=1), torch.nn.Conv2d(16, 8, 3, padding=1)
+@pytest.mark.parametrize("prepared", [lambda build: build(), for_inference], ids=["training", "inference"])
+def test_one_convolution_takes_small_and_large_pictures(prepared):
+    """Those of less than ``large`` numbers are gathered, whatever their size."""
+    ours = prepared(lambda: layers.Conv2d(16, 8, 3, padding=1))
+    theirs = torch.nn.Conv2d(16, 8, 3, padding=1)
     assert ours.stands_in
     assert not layers.Conv2d(16, 8, 3).stands_in
     rng = np.random.default_rng(3)
