@@ -161,7 +161,8 @@ class Conv2d(nn.Cell):
     """Convolution with a square kernel; weight (out, in, k, k). ``padding``: (top, bottom, left, right) or one int.
 
     Of size 3 on ``x`` (B, C, H, W) less than ``large`` it may be one product of matrices, if its channels are neither
-    so few that gathering them takes longer, nor so many that preparing the kernels does.
+    so few that gathering them takes longer, nor so many that preparing the kernels does. One picture alone is one
+    product anyway.
     """
 
     general: type[nn.Cell]
@@ -193,7 +194,7 @@ class Conv2d(nn.Cell):
         self.fused = _FusedLinear() if Purpose.inference and stands_in("linear") else None
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.stands_in and x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
+        if self.stands_in and x.shape[0] > 1 and x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
             if self.fused is not None:
                 rows = self.fused(self.by_rows.gathered(x), self.by_rows.kernels(self.weight), self.bias)
                 return self.by_rows.pictures(rows, x.shape)
