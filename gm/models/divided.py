@@ -94,6 +94,7 @@ def divide(network: nn.Cell, group: Group) -> dict[str, str]:
     for _, block in list(network.cells_and_names()):
         if not isinstance(block, TransformerBlock):
             continue
+        block.by_itself()
         names = {id(parameter): parameter.name for parameter in block.get_parameters()}
         for attention in (block.attn1, block.attn2):
             heads = attention.attention.heads

@@ -29,6 +29,7 @@ STAND_INS = {
         "gated_gelu",
         "shift",
         "upsample",
+        "transformer_block",
         "square_sum",
         "joint_update",
     )
@@ -79,6 +80,19 @@ def operand(x: Tensor, dtype: ms.Type, rounding: ms.Type | None) -> Tensor:
     return x.astype(dtype)
 
 
+class Sharing(nn.Cell):
+    """A block that may have ``shared``, a Cell without weights that computes all blocks alike from plain weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = None
+
+    def by_itself(self) -> None:
+        """Compute with the block's own layers."""
+        del self.shared
+        self.shared = None
+
+
 def generalize(network: nn.Cell) -> None:
     """Make the layers of ``network``, which compute in float32, compute in the type of what they are given.
 
@@ -86,6 +100,8 @@ def generalize(network: nn.Cell) -> None:
     class and not of a branch, so that the usual case has neither branches nor casts, which take long to compile.
     """
     for _, cell in network.cells_and_names():
+        if isinstance(cell, Sharing):
+            cell.by_itself()
         general = getattr(type(cell), "general", None)
         if general not in (None, type(cell)):
             object.__setattr__(cell, "__class__", general)
@@ -288,8 +304,9 @@ class LayerNorm(nn.Cell):
     """Normalisation over the last axis, then scale and shift."""
 
     general: type[nn.Cell]
+    eps = 1e-5
 
-    def __init__(self, width: int, eps: float = 1e-5):
+    def __init__(self, width: int, eps: float = eps):
         super().__init__()
         self.weight = Parameter(Tensor(np.ones(width, np.float32)))
         self.bias = Parameter(Tensor(np.zeros(width, np.float32)))

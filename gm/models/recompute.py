@@ -5,6 +5,7 @@ Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): of a recomputed b
 
 from mindspore import nn
 
+from gm.models.layers import Sharing
 from gm.models.text_encoders import CLIPLayer, OpenCLIPLayer
 from gm.models.unet import ResidualBlock, TransformerBlock
 
@@ -19,5 +20,7 @@ def recompute(network: nn.Cell, what: str) -> int:
     """
     blocks = [cell for _, cell in network.cells_and_names() if isinstance(cell, BLOCKS[what])]
     for block in blocks:
+        if isinstance(block, Sharing):
+            block.by_itself()  # what is shared would be computed again in other networks too
         block.recompute()
     return len(blocks)

@@ -16,13 +16,17 @@ from gm.models.layers import (
     LayerNorm,
     Linear,
     Projection,
+    Purpose,
+    Sharing,
     SiLU,
     channel_shift,
     gated_gelu,
     sinusoidal_embedding,
+    stands_in,
     zeroed,
 )
 from gm.models.repeated import compiled_once
+from gm.models.shared_block import shared_block
 from gm.models.upsampling import upsample_nearest
 
 
@@ -77,7 +81,7 @@ class FeedForward(nn.Cell):
         return self.net[2](self.net[0](x))
 
 
-class TransformerBlock(nn.Cell):
+class TransformerBlock(Sharing):
     """Self-attention, cross-attention to the text, feed-forward; each with a residual and a norm before it."""
 
     @compiled_once
@@ -89,8 +93,12 @@ class TransformerBlock(nn.Cell):
         self.norm1 = LayerNorm(channels)
         self.norm2 = LayerNorm(channels)
         self.norm3 = LayerNorm(channels)
+        if stands_in("transformer_block") and not Purpose.inference:
+            self.shared = shared_block(heads, channels // heads)
 
     def construct(self, x: Tensor, context: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        if self.shared is not None and not isinstance(context, tuple):
+            return self.by_shared(x, context)
         # Rows of numbers from here on, which each layer would have to make.
         batch, rows = x.shape[0], x.reshape(-1, x.shape[2])
         if not isinstance(context, tuple):
@@ -99,6 +107,33 @@ class TransformerBlock(nn.Cell):
         rows = rows + self.attn1(normed, normed, batch)
         rows = rows + self.attn2(self.norm2(rows), context, batch)
         return (rows + self.ff(self.norm3(rows))).reshape(x.shape)
+
+    def by_shared(self, x: Tensor, context: Tensor) -> Tensor:
+        one, two, feed = self.attn1, self.attn2, self.ff.net
+        return self.shared(
+            x,
+            context,
+            self.norm1.weight,
+            self.norm1.bias,
+            one.to_q.weight,
+            one.to_k.weight,
+            one.to_v.weight,
+            one.to_out[0].weight,
+            one.to_out[0].bias,
+            self.norm2.weight,
+            self.norm2.bias,
+            two.to_q.weight,
+            two.to_k.weight,
+            two.to_v.weight,
+            two.to_out[0].weight,
+            two.to_out[0].bias,
+            self.norm3.weight,
+            self.norm3.bias,
+            feed[0].proj.weight,
+            feed[0].proj.bias,
+            feed[2].weight,
+            feed[2].bias,
+        )
 
 
 class SpatialTransformer(nn.Cell):
