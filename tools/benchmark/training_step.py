@@ -4,12 +4,15 @@
     python tools/benchmark/training_step.py --model slim --rounds 5 --steps 3
     python tools/benchmark/training_step.py --only suite --pythons A/bin/python B/bin/python
     python tools/benchmark/training_step.py --model slim --restart
+    python tools/benchmark/training_step.py --model slim --only suite --without transformer_block allocator
 
 Each contestant (``contestants.py``) runs in a process of its own, in every environment given where its packages are
 installed. All but one are stopped (SIGSTOP) while that one takes its steps, turn after turn, so a machine whose speed
 drifts is as fair to one as to the other. Printed are medians over the turns, seconds of the first step (compilation),
 and the peak of resident memory, each with its ratio to diffusers (to the first row where diffusers is missing).
-``--restart`` starts the suite twice with one compile cache and prints both first steps.
+``--restart`` starts the suite twice with one compile cache and prints both first steps. ``--without`` adds the suite
+without each of what stands in for plain operators on the CPU (``STAND_INS`` in ``gm/models/layers.py``), or without the
+``allocator`` it begins anew with.
 """
 
 import argparse
@@ -32,15 +35,20 @@ from contestants import CONTESTANTS, MODELS
 import gm  # noqa: F401  (sets the environment that MindSpore reads)
 from gm.config.flags import Parser, positive
 from gm.environment import take_allocator
-from gm.errors import SuiteError, run_door
+from gm.errors import SuiteError, UsageError, run_door
 
 FIGURES = ("first_seconds", "step_seconds", "peak_gigabytes")
 
 
-def serve(contestant: str, model: str, compile_cache: str | None) -> None:
+ALLOCATOR = "allocator"
+
+
+def serve(contestant: str, model: str, compile_cache: str | None, without: str | None) -> None:
     """The measured process: take one step, say so, then as many as each line of standard input asks for."""
-    if contestant == "suite":
+    if contestant == "suite" and without != ALLOCATOR:
         take_allocator()  # as train.py does
+    if without not in (None, ALLOCATOR):
+        leave_out(without)
     if compile_cache:
         from gm.compilation import keep_in
 
@@ -56,6 +64,16 @@ def serve(contestant: str, model: str, compile_cache: str | None) -> None:
             step()
             seconds.append(time.perf_counter() - started)
         tell({"seconds": seconds, "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6})
+
+
+def leave_out(layer: str) -> None:
+    """Let no layer take this stand-in."""
+    from gm.models import layers
+
+    known = layers.STAND_INS["CPU"]
+    if layer not in known:
+        raise UsageError(f"--without {layer}: no such stand-in; there are {', '.join((*known, ALLOCATOR))}")
+    layers.STAND_INS = {"CPU": tuple(name for name in known if name != layer)}
 
 
 def tell(answer: dict) -> None:
@@ -113,18 +131,20 @@ def installed(python: str, packages: tuple[str, ...]) -> bool:
     return subprocess.run([python, "-c", program], capture_output=True).returncode == 0
 
 
-def compare(pythons: list[str], only: list[str], model: str, steps: int, rounds: int) -> None:
+def compare(pythons: list[str], only: list[str], without: list[str], model: str, steps: int, rounds: int) -> None:
     """Measure in turn and print medians and ratios."""
+    contestants = [(contestant, None) for contestant in only] + [("suite", layer) for layer in without]
     running: list[Process] = []
     try:
-        for contestant in only:
+        for contestant, layer in contestants:
             for python in pythons:
                 if not installed(python, CONTESTANTS[contestant][1]):
                     print(f"{contestant}: not installed in {python}")
                     continue
-                process = Process(contestant, python, model)
+                process = Process(contestant, python, model, ["--without", layer] if layer else [])
                 try:
                     process.start()
+                    process.name += f", without {layer}" if layer else ""
                     running.append(process)
                 except SuiteError as error:
                     print(error)
@@ -162,16 +182,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=positive, default=3, help="turns of each")
     parser.add_argument("--pythons", nargs="+", default=[sys.executable], help="interpreters of the environments")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="CONTESTANT")
+    parser.add_argument("--without", nargs="+", default=[], metavar="STAND_IN", help="measure the suite less this too")
     parser.add_argument("--restart", action="store_true", help="time a first and a second start with the compile cache")
     parser.add_argument("--serve", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--compile_cache", help=argparse.SUPPRESS)
     options = parser.parse(arguments)
     if options.serve:
-        serve(options.serve, options.model, options.compile_cache)
+        serve(options.serve, options.model, options.compile_cache, next(iter(options.without), None))
     elif options.restart:
         restart(options.pythons[0], options.model)
     else:
-        compare(options.pythons, options.only, options.model, options.steps, options.rounds)
+        compare(options.pythons, options.only, options.without, options.model, options.steps, options.rounds)
 
 
 if __name__ == "__main__":
