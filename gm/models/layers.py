@@ -207,7 +207,7 @@ class Conv2d(nn.Cell):
         )
         if self.stands_in:
             self.by_rows = row_convolution()
-        self.fused = _FusedLinear() if Purpose.inference and stands_in("linear") else None
+        self.fused = _fused_linear() if Purpose.inference and stands_in("linear") else None
 
     def construct(self, x: Tensor) -> Tensor:
         if self.stands_in and x.shape[0] > 1 and x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:

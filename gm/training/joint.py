@@ -81,7 +81,7 @@ class Joint(nn.Cell):
         self.flats = self.lay(parameters, "joint")
         for flat, bucket in zip(self.flats, self.plan):
             flat.decays = bucket.decays
-        # The last number of each tensor and the one before its first, in the flat one.
+        # One past the last number of each tensor, in its flat one.
         ends = [np.add(bucket.starts, [item.size for item in bucket.items]) for bucket in self.plan]
         self.ends = tuple(Tensor(end - 1, ms.int32) for end in ends)
         self.sound = Tensor(np.zeros(len(parameters)), ms.float32)
