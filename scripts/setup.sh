@@ -211,7 +211,7 @@ fi
 
 gigabytes=1
 [ -z "$fresh" ] || gigabytes=5 # 3 installed, and while it is being installed the archives
-case $extras in *reference*) gigabytes=$((gigabytes + 2)) ;; esac
+case $extras in *reference*) gigabytes=$((gigabytes + 1)) ;; esac # both: 4.2 installed, 5.1 at most
 check_space "$gigabytes"
 
 if [ -n "$fresh" ]; then
