@@ -40,7 +40,7 @@ RECIPES = {
     "stage_two": ("configs/training/tiny_sdxl_stage_two.yaml",),
 }
 DRAWN_AS = ("--prediction_type", "v_prediction", "--rescale_betas_zero_snr", "True")
-DRAWN_AS += ("--timestep_spacing", "trailing", "--guidance_rescale", "0.7")
+DRAWN_AS += ("--timestep_spacing", "trailing", "--guidance_scale", "4", "--guidance_rescale", "0.7")
 FIRST_SEED, SEEDS = 1000, 12
 SHOWN = 8  # prompts in the grid
 
@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> None:
     out, wanted = options.out, prompts()
     steps = {name: options.start_steps if name == "start" else options.steps for name in RECIPES}
     if not (out / "pictures").exists():
-        world.write_folder(out / "pictures", world.finetune_set(seed=0))
+        world.write_folder(out / "pictures", world.finetune_set(seed=0, kept=160))
     write_text(out / "prompts.txt", "".join(f"{p.text} --d {FIRST_SEED + SEEDS * i}\n" for i, p in enumerate(wanted)))
     for name, count in steps.items():
         trained = out / name / "weights" / f"unet_{count}.ckpt"

@@ -142,7 +142,7 @@ def taught_combinations() -> tuple[list[tuple[str, str, str]], list[tuple[str, s
     return combinations(colours, [NEW_SHAPE]), combinations([NEW_COLOUR], shapes)
 
 
-def finetune_set(seed: int, stars: int = 200, coloured: int = 120, kept: int = 160) -> list[Example]:
+def finetune_set(seed: int, stars: int = 200, coloured: int = 120, kept: int = 320) -> list[Example]:
     """Pictures that teach the new shape and the new colour, and ``kept`` of the base world among them.
 
     The base pictures are prior preservation (Ruiz et al. 2022, arXiv 2208.12242, section 3.2): without them the
