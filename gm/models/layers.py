@@ -15,6 +15,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
 
+from gm.models.batch_norms import group_norm_by_batch, layer_norm_by_size
 from gm.models.row_convolution import row_convolution
 
 # Per device, the layers whose plain operator of the framework is slower there than what stands in for it below, for the
@@ -23,8 +24,10 @@ from gm.models.row_convolution import row_convolution
 STAND_INS = {
     "CPU": (
         "linear",
+        "bias",
         "convolution",
         "group_norm",
+        "layer_norm",
         "silu",
         "gated_gelu",
         "shift",
@@ -127,6 +130,28 @@ class _FusedLinear(nn.Cell):
 _fused_linear = cache(_FusedLinear)
 
 
+class _RowBias(nn.Cell):
+    """(rows, C) plus (C,). MindSpore's own kernel for its gradient takes several times as long as a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias_add, self.sum = P.BiasAdd(), P.ReduceSum()
+
+    def construct(self, x: Tensor, bias: Tensor) -> Tensor:
+        return self.bias_add(x, bias)
+
+    def bprop(self, x: Tensor, bias: Tensor, out: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, self.sum(gradient, 0)
+
+
+_row_bias = cache(_RowBias)
+
+
+def row_bias() -> Callable[[Tensor, Tensor], Tensor]:
+    """Of (rows, C) and (C,): their sum."""
+    return _row_bias() if stands_in("bias") else P.BiasAdd()
+
+
 class Linear(nn.Cell):
     """``x @ weight.T + bias``: (rows, in) -> (rows, out); weight (out, in)."""
 
@@ -138,7 +163,7 @@ class Linear(nn.Cell):
         self.weight = Initializer.uniform((out_features, in_features), in_features)
         self.bias = Initializer.uniform((out_features,), in_features) if bias else None
         self.matmul = P.MatMul(transpose_b=True)
-        self.bias_add = P.BiasAdd()
+        self.bias_add = row_bias()
         self.fused = _fused_linear() if Purpose.inference and stands_in("linear") else None
 
     def construct(self, x: Tensor) -> Tensor:
@@ -233,40 +258,6 @@ class GeneralConv2d(Conv2d):
 Conv2d.general = GeneralConv2d
 
 
-@ops.constexpr
-def _zeros(count: int) -> Tensor:
-    return Tensor(np.zeros(count, np.float32))
-
-
-@ops.constexpr
-def _ones(count: int) -> Tensor:
-    return Tensor(np.ones(count, np.float32))
-
-
-class _TwoBatchNorms(nn.Cell):
-    """Group normalisation as two of batches: each group a channel of its own, then scale and shift."""
-
-    def __init__(self, groups: int, eps: float):
-        super().__init__()
-        self.groups, self.reshape = groups, P.Reshape()
-        self.standardize = P.BatchNorm(is_training=True, epsilon=eps, momentum=0.0)
-        # Running averages are not kept. As something with an effect on them the operator would be put in a chain
-        # with all others of its kind, which takes long to compile.
-        self.standardize.add_prim_attr("side_effect_mem", False)
-        self.standardize.set_signatures(())
-        self.affine = P.BatchNorm(is_training=False, epsilon=1e-12)
-        self.affine.set_signatures(())
-
-    def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        rows, channels = x.shape[0] * self.groups, x.shape[1]
-        one, zero = _ones(rows), _zeros(rows)
-        standard = self.standardize(self.reshape(x, (1, rows, -1, 1)), one, zero, zero, one)[0]
-        return self.affine(self.reshape(standard, x.shape), weight, bias, _zeros(channels), _ones(channels))[0]
-
-
-_two_batch_norms = cache(_TwoBatchNorms)
-
-
 class GroupNorm(nn.Cell):
     """Group normalisation over (C/groups, H, W), then scale and shift per channel, of (B, C, H, W)."""
 
@@ -278,15 +269,15 @@ class GroupNorm(nn.Cell):
         self.groups, self.eps = groups, eps
         self.weight = Parameter(Tensor(np.ones(channels, np.float32)))
         self.bias = Parameter(Tensor(np.zeros(channels, np.float32)))
-        self.two = _two_batch_norms(groups, eps) if stands_in("group_norm") else None
+        self.by_batch = group_norm_by_batch(groups, eps) if stands_in("group_norm") else None
 
     def construct(self, x: Tensor) -> Tensor:
         return self.normed(x, self.weight, self.bias)
 
     def normed(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if self.two is None or x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
+        if self.by_batch is None or x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
             return ops.group_norm(x, self.groups, weight, bias, self.eps)
-        return self.two(x, weight, bias)
+        return self.by_batch(x, weight, bias)
 
 
 class GeneralGroupNorm(GroupNorm):
@@ -305,12 +296,20 @@ class LayerNorm(nn.Cell):
 
     general: type[nn.Cell]
     eps = 1e-5
+    large = 2**14  # numbers, from which on less time to run is worth more operators to compile
 
     def __init__(self, width: int, eps: float = eps):
         super().__init__()
         self.weight = Parameter(Tensor(np.ones(width, np.float32)))
         self.bias = Parameter(Tensor(np.zeros(width, np.float32)))
-        self.norm = P.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+        self.norm = self.function(eps)
+
+    @classmethod
+    def function(cls, eps: float = eps) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+        """What computes from input, weight and bias, first of all it returns, the layer."""
+        if stands_in("layer_norm") and not Purpose.inference:
+            return layer_norm_by_size(eps, cls.large)
+        return P.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.norm(x, self.weight, self.bias)[0]

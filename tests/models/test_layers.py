@@ -115,7 +115,14 @@ def of_many_numbers(groups, channels):
     return norm
 
 
+class LargeLayerNorm(layers.LayerNorm):
+    """A norm that takes all rows for many."""
+
+    large = 0
+
+
 LAYERS = {
+    "linear": (lambda: layers.Linear(24, 7), lambda: torch.nn.Linear(24, 7), (5, 24)),
     "group_norm": (lambda: layers.GroupNorm(4, 16, 1e-6), lambda: torch.nn.GroupNorm(4, 16, 1e-6), (3, 16, 6, 5)),
     "group_norm of one picture": (lambda: layers.GroupNorm(2, 8), lambda: torch.nn.GroupNorm(2, 8), (1, 8, 1, 3)),
     "group_norm of many numbers": (
@@ -124,6 +131,8 @@ LAYERS = {
         (3, 16, 6, 5),
     ),
     "layer_norm": (lambda: layers.LayerNorm(24), lambda: torch.nn.LayerNorm(24), (2, 7, 24)),
+    "layer_norm of many numbers": (lambda: LargeLayerNorm(24), lambda: torch.nn.LayerNorm(24), (2, 7, 24)),
+    "layer_norm of many rows": (lambda: LargeLayerNorm(16, 1e-3), lambda: torch.nn.LayerNorm(16, 1e-3), (5, 16)),
     "convolution": (
         lambda: layers.Conv2d(5, 7, 3, padding=1),
         lambda: torch.nn.Conv2d(5, 7, 3, padding=1),
@@ -219,22 +228,54 @@ def test_one_convolution_takes_small_and_large_pictures(prepared):
         np.testing.assert_allclose(ours(ms.Tensor(x)).asnumpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+NORMS = {
+    "group_norm": (lambda: layers.GroupNorm(2, 8), (2, 8, 5, 12), 4 * 60),
+    "group_norm of many numbers": (lambda: of_many_numbers(2, 8), (2, 8, 5, 12), 4 * 60),
+    "layer_norm": (lambda: layers.LayerNorm(12), (2, 8, 5, 12), 12),
+    "layer_norm of many numbers": (lambda: LargeLayerNorm(12), (2, 8, 5, 12), 12),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_what_is_not_finite_or_constant_stays_where_it_is(name):
+    """The other pictures, the next ones too, are what they were without; what is constant is nothing, with slope 0."""
+    build, shape, width = NORMS[name]
+    norm, rng = build(), np.random.default_rng(5)
+    slopes = Slopes(norm)
+    good, along = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+
+    def both(x):
+        (by_input,), _ = slopes(ms.Tensor(x), ms.Tensor(along))
+        return [found.asnumpy().reshape(-1, width) for found in (norm(ms.Tensor(x)), by_input)]
+
+    expected = both(good)
+    for number in (np.nan, np.inf, -3e38):
+        bad = good.copy()
+        bad.reshape(-1, width)[0, 3] = number
+        for spoilt, right in zip(both(bad), expected):
+            np.testing.assert_array_equal(spoilt[1:], right[1:])
+        for again, right in zip(both(good), expected):
+            np.testing.assert_array_equal(again, right)
+    constant = good.copy()
+    constant.reshape(-1, width)[1] = 0.5
+    out, by_input = both(constant)
+    np.testing.assert_array_equal(out[1], 0)
+    given = along.reshape(-1, width)[1]
+    np.testing.assert_allclose(by_input[1], (given - given.mean()) / np.sqrt(1e-5), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
-@pytest.mark.parametrize("layer", ["group_norm", "group_norm of many numbers", "layer_norm"])
+@pytest.mark.parametrize("layer", NORMS)
 def test_norms_do_not_cancel_far_from_zero(layer, half):
     """A mean of 500 standard deviations costs float32 three of its seven digits, not all: deviations are squared."""
     rng = np.random.default_rng(2)
-    ours = {
-        "group_norm": lambda: layers.GroupNorm(2, 8),
-        "group_norm of many numbers": lambda: of_many_numbers(2, 8),
-        "layer_norm": lambda: layers.LayerNorm(12),
-    }[layer]()
+    build, shape, width = NORMS[layer]
+    ours = build()
     if half:
         layers.generalize(ours)
-    x = rng.normal(500.0, 1.0, (2, 8, 5, 12)).astype(np.float16 if half else np.float32)
+    x = rng.normal(500.0, 1.0, shape).astype(np.float16 if half else np.float32)
     slopes = rng.normal(size=x.shape).astype(x.dtype)
     out, ((by_input,), _) = ours(ms.Tensor(x)), Slopes(ours)(ms.Tensor(x), ms.Tensor(slopes))
-    width = 12 if layer == "layer_norm" else 4 * 60
     rows, given = (array.astype(np.float64).reshape(-1, width) for array in (x, slopes))
     deviation = rows - rows.mean(axis=1, keepdims=True)
     rate = 1.0 / np.sqrt((deviation**2).mean(axis=1, keepdims=True) + 1e-5)
