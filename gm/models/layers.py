@@ -24,7 +24,6 @@ from gm.models.row_convolution import row_convolution
 STAND_INS = {
     "CPU": (
         "linear",
-        "bias",
         "convolution",
         "group_norm",
         "layer_norm",
@@ -130,28 +129,6 @@ class _FusedLinear(nn.Cell):
 _fused_linear = cache(_FusedLinear)
 
 
-class _RowBias(nn.Cell):
-    """(rows, C) plus (C,). MindSpore's own kernel for its gradient takes several times as long as a sum."""
-
-    def __init__(self):
-        super().__init__()
-        self.bias_add, self.sum = P.BiasAdd(), P.ReduceSum()
-
-    def construct(self, x: Tensor, bias: Tensor) -> Tensor:
-        return self.bias_add(x, bias)
-
-    def bprop(self, x: Tensor, bias: Tensor, out: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient, self.sum(gradient, 0)
-
-
-_row_bias = cache(_RowBias)
-
-
-def row_bias() -> Callable[[Tensor, Tensor], Tensor]:
-    """Of (rows, C) and (C,): their sum."""
-    return _row_bias() if stands_in("bias") else P.BiasAdd()
-
-
 class Linear(nn.Cell):
     """``x @ weight.T + bias``: (rows, in) -> (rows, out); weight (out, in)."""
 
@@ -163,7 +140,7 @@ class Linear(nn.Cell):
         self.weight = Initializer.uniform((out_features, in_features), in_features)
         self.bias = Initializer.uniform((out_features,), in_features) if bias else None
         self.matmul = P.MatMul(transpose_b=True)
-        self.bias_add = row_bias()
+        self.bias_add = P.BiasAdd()
         self.fused = _fused_linear() if Purpose.inference and stands_in("linear") else None
 
     def construct(self, x: Tensor) -> Tensor:
@@ -296,7 +273,7 @@ class LayerNorm(nn.Cell):
 
     general: type[nn.Cell]
     eps = 1e-5
-    large = 2**14  # numbers, from which on less time to run is worth more operators to compile
+    large = 2**17  # numbers, from which on less time to run is worth more operators to compile, and some memory
 
     def __init__(self, width: int, eps: float = eps):
         super().__init__()

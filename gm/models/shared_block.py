@@ -12,7 +12,7 @@ from mindspore import Tensor, nn
 from mindspore.ops import operations as P
 
 from gm.models.attention import Choice, MultiHeadAttention
-from gm.models.layers import LayerNorm, gated_gelu, row_bias
+from gm.models.layers import LayerNorm, gated_gelu
 
 
 class SharedBlock(nn.Cell):
@@ -26,7 +26,7 @@ class SharedBlock(nn.Cell):
     def __init__(self, heads: int, head_width: int):
         super().__init__()
         self.norm = LayerNorm.function()
-        self.matmul, self.bias_add = P.MatMul(transpose_b=True), row_bias()
+        self.matmul, self.bias_add = P.MatMul(transpose_b=True), P.BiasAdd()
         self.attention, self.gate = MultiHeadAttention(heads, head_width), gated_gelu()
 
     def construct(

@@ -49,7 +49,7 @@ class Buckets(nn.Cell):
             parts = flat[first:last]
             if self.padding[index]:
                 parts = parts + (ops.zeros((self.padding[index],), ms.float32),)
-            joined = joined + (parts[0] if len(parts) == 1 else ops.concat(parts),)
+            joined = joined + (ops.concat(parts),)
         return joined
 
     def divide(self, joined: tuple[Tensor, ...], like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -48,20 +48,16 @@ class Bucket:
         return self.length - sum(item.size for item in self.items)
 
 
-def plan(items: Sequence[Item], megabytes: float, parts: int = 1, alone: float = math.inf) -> list[Bucket]:
+def plan(items: Sequence[Item], megabytes: float, parts: int = 1) -> list[Bucket]:
     """Divide ``items``, in their order, into buckets of about this size in float32, whose length ``parts`` divides.
 
-    A bucket holds one class of weight decay. An item larger than a bucket is one by itself, and so is one of ``alone``
-    numbers or more.
+    A bucket holds one class of weight decay. An item larger than a bucket is one by itself.
     """
     room, buckets = megabytes * 1e6 / FLOAT32, []
     kept: list[Item] = []
     for index, item in enumerate([*items, None]):
         full = kept and (
-            item is None
-            or item.decays != kept[0].decays
-            or max(item.size, kept[0].size) >= alone
-            or sum(one.size for one in kept) + item.size > room
+            item is None or item.decays != kept[0].decays or sum(one.size for one in kept) + item.size > room
         )
         if full:
             length = -(-sum(one.size for one in kept) // parts) * parts

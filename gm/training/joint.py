@@ -16,7 +16,6 @@ from gm.parallel.buckets import Buckets
 from gm.parallel.shards import Item, plan
 
 MEGABYTES = 16.0  # of a flat parameter, about: more at once took as long, and more memory
-LARGE = 2**19  # numbers of a tensor that is a flat one by itself: putting its gradient to others takes longer
 ROWS = 64  # divides the length of one, for sums of squares as products of rows
 ALIGNMENT = 16  # numbers, 64 bytes
 HUGE = 1e18  # squares of larger numbers have no finite sum
@@ -25,11 +24,6 @@ HUGE = 1e18  # squares of larger numbers have no finite sum
 def joins(parameters: Sequence[Parameter]) -> bool:
     """Whether these can be laid end to end here."""
     return stands_in("joint_update") and all(parameter.dtype == ms.float32 for parameter in parameters)
-
-
-def large(parameter: Parameter) -> bool:
-    """Whether it is a flat one by itself."""
-    return parameter.size >= LARGE
 
 
 class Memory:
@@ -73,7 +67,7 @@ class Memory:
 
 
 class Joint(nn.Cell):
-    """``parameters``, those that decay first and of either kind the large ones last, in the order of their gradients.
+    """``parameters``, those that decay first, in the order of their gradients.
 
     ``flats``: the same, end to end. ``construct(gradients)`` returns as many gradients as there are of them.
     """
@@ -82,7 +76,7 @@ class Joint(nn.Cell):
         super().__init__(auto_prefix=False)
         self.memory = Memory()
         self.names = tuple(item.name for item in items)
-        self.plan = plan(items, MEGABYTES, ROWS, LARGE)
+        self.plan = plan(items, MEGABYTES, ROWS)
         self.buckets = Buckets(self.plan)
         self.flats = self.lay(parameters, "joint")
         for flat, bucket in zip(self.flats, self.plan):
@@ -90,7 +84,6 @@ class Joint(nn.Cell):
         # One past the last number of each tensor, in its flat one.
         ends = [np.add(bucket.starts, [item.size for item in bucket.items]) for bucket in self.plan]
         self.ends = tuple(Tensor(end - 1, ms.int32) for end in ends)
-        self.lone = tuple(len(bucket.items) == 1 for bucket in self.plan)
         self.sound = Tensor(np.zeros(len(parameters)), ms.float32)
         self.unsound = Tensor(np.full(len(parameters), np.inf), ms.float32)
 
@@ -110,17 +103,12 @@ class Joint(nn.Cell):
     def construct(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return self.buckets(gradients)
 
-    def marks(self, gradients: tuple[Tensor, ...], sums: Tensor) -> Tensor:
-        """A number for each tensor in the flat ``gradients``, finite if the sum of its squares is.
-
-        ``sums``: those of the flat ones.
-        """
+    def marks(self, gradients: tuple[Tensor, ...]) -> Tensor:
+        """A number for each tensor in the flat ``gradients``, finite if the sum of its squares is."""
         counts = ()
         for index, gradient in enumerate(gradients):
-            if self.lone[index]:
-                counts = counts + (1.0 - ops.isfinite(sums[index : index + 1]).astype(ms.float32),)
-            else:
-                bad = 1.0 - (ops.abs(gradient) < HUGE).astype(ms.float32)
-                upto = ops.gather(ops.cumsum(bad, 0), self.ends[index], 0)  # exact: fewer than 2**24 numbers
-                counts = counts + (upto - ops.concat((ops.zeros((1,), ms.float32), upto[:-1])),)
+            bad = 1.0 - (ops.abs(gradient) < HUGE).astype(ms.float32)
+            # Counted exactly: a tensor of more than 2**24 numbers has a flat one to itself.
+            upto = ops.gather(ops.cumsum(bad, 0), self.ends[index], 0)
+            counts = counts + (upto - ops.concat((ops.zeros((1,), ms.float32), upto[:-1])),)
         return ops.select(ops.concat(counts) > 0.0, self.unsound, self.sound)

@@ -17,7 +17,7 @@ from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
 
 from gm.parallel.shards import Item
-from gm.training.joint import Joint, large
+from gm.training.joint import Joint
 
 _map = ops.HyperMap()
 _descend = P.ApplyGradientDescent()
@@ -68,13 +68,13 @@ class Optimizer(nn.Cell):
     They are the same Parameters, but for weights the network keeps in float16 (``--param_fp16``): these have a master
     ``master.<name>``, and are its rounding after each update. An update of 1e-5 of a weight would be lost in float16.
     ``updated`` is what it takes gradients for: the masters or, with ``joint``, the flat Parameters of these, which are
-    then in another order, those that decay first and of either kind the large ones last.
+    then in another order, those that decay first.
     """
 
     def __init__(self, parameters: Sequence[Parameter], weight_decay: float, counter: str, joint: bool = False):
         super().__init__(auto_prefix=False)
         if joint:
-            parameters = sorted(parameters, key=lambda parameter: (not decays(parameter), large(parameter)))
+            parameters = sorted(parameters, key=lambda parameter: not decays(parameter))
         self.trained = ParameterTuple(parameters)
         narrow = [parameter for parameter in parameters if parameter.dtype != ms.float32]
         copies = [

@@ -116,7 +116,7 @@ class Update(nn.Cell):
             if self.ema is not None:
                 updates = ops.depend(updates, self.ema(updates))
         elif self.joint is not None:
-            marks = self.joint.marks(grads, sums)
+            marks = self.joint.marks(grads)
         # Where the gradients are Parameters, MindSpore drops a branch whose result nothing depends on.
         norm = ops.depend(norm, updates)
         if self.shared:

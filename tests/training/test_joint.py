@@ -9,7 +9,6 @@ from gm.models import layers
 from gm.training import joint as joints
 from gm.training.adamw import AdamW
 from gm.training.ema import EMA, in_place_of
-from gm.training.gradients import square_sums
 from gm.training.joint import Joint, Memory, joins
 from gm.training.lion import Lion
 from gm.training.loss import DiffusionLoss
@@ -63,7 +62,6 @@ def batches(make_batch):
 @pytest.fixture
 def several_flats(monkeypatch):
     monkeypatch.setattr(joints, "MEGABYTES", 0.002)
-    monkeypatch.setattr(joints, "LARGE", 300)
 
 
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
@@ -137,25 +135,14 @@ def test_only_what_was_replaced_is_copied_again():
     assert np.shares_memory(flat.asnumpy(), weights[1].asnumpy())
 
 
-def test_large_ones_are_by_themselves(small_unet, several_flats):
-    joint = AdamW(small_unet().trainable_params(), joint=True).joint
-    numbers = [[item.size for item in bucket.items] for bucket in joint.plan]
-    assert all(len(sizes) == 1 for sizes in numbers if max(sizes) >= 300)
-    assert any(max(sizes) >= 300 for sizes in numbers)
-    assert any(len(sizes) > 1 for sizes in numbers)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
-@pytest.mark.parametrize("large", [2**19, 6])
-def test_marks_name_each_gradient_that_has_no_finite_sum_of_squares(bad, large, monkeypatch):
-    monkeypatch.setattr(joints, "LARGE", large)
+def test_marks_name_each_gradient_that_has_no_finite_sum_of_squares(bad):
     weights = parameters()
     joint = Joint(items(weights), weights)
     for spoiled in range(len(weights)):
         gradients = [np.ones(weight.shape, np.float32) for weight in weights]
         gradients[spoiled].reshape(-1)[-1] = bad
-        flat = joint(tuple(map(Tensor, gradients)))
-        marks = joint.marks(flat, square_sums(flat)).asnumpy()
+        marks = joint.marks(joint(tuple(map(Tensor, gradients)))).asnumpy()
         assert [bool(np.isfinite(mark)) for mark in marks] == [index != spoiled for index in range(len(weights))]
 
 
