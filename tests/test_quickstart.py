@@ -14,7 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = "configs/training/tiny_sdxl.yaml"
-LONGEST = 360  # seconds
+LONGEST = 400  # seconds
 PHASES = ["convert", "before", "draw", "cache", "train", "merge", "after", "judge"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1200)]

@@ -145,6 +145,7 @@ def main(arguments: list[str]) -> None:
     out, wanted = options.out, prompts()
     steps = {name: options.start_steps if name == "start" else options.steps for name in RECIPES}
     if not (out / "pictures").exists():
+        # What the figures of docs/two_stage.md were taken with.
         world.write_folder(out / "pictures", world.finetune_set(seed=0, kept=160))
     write_text(out / "prompts.txt", "".join(f"{p.text} --d {FIRST_SEED + SEEDS * i}\n" for i, p in enumerate(wanted)))
     for name, count in steps.items():

@@ -72,7 +72,7 @@ group_norm_by_batch = cache(GroupNormByBatch)
 class LayerNormByBatch(nn.Cell):
     """Layer normalisation of (..., C) with its gradient: (result, what the backward pass is made of).
 
-    The weight is repeated for each row: to multiply by what has to be spread takes longer, and keeps a list of places.
+    The weight is repeated for each row: to multiply by what has to be spread takes longer and more memory.
     Sums over rows are ``ReduceSum``, which is fast over a first or last axis alone.
     """
 
