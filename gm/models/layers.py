@@ -15,7 +15,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
 
-from gm.models.batch_norms import group_norm_by_batch, layer_norm_by_size
+from gm.models.batch_norms import group_norm_by_batch
 from gm.models.row_convolution import row_convolution
 
 # Per device, the layers whose plain operator of the framework is slower there than what stands in for it below, for the
@@ -26,7 +26,6 @@ STAND_INS = {
         "linear",
         "convolution",
         "group_norm",
-        "layer_norm",
         "silu",
         "gated_gelu",
         "shift",
@@ -273,20 +272,12 @@ class LayerNorm(nn.Cell):
 
     general: type[nn.Cell]
     eps = 1e-5
-    large = 2**17  # numbers, from which on less time to run is worth more operators to compile, and some memory
 
     def __init__(self, width: int, eps: float = eps):
         super().__init__()
         self.weight = Parameter(Tensor(np.ones(width, np.float32)))
         self.bias = Parameter(Tensor(np.zeros(width, np.float32)))
-        self.norm = self.function(eps)
-
-    @classmethod
-    def function(cls, eps: float = eps) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
-        """What computes from input, weight and bias, first of all it returns, the layer."""
-        if stands_in("layer_norm") and not Purpose.inference:
-            return layer_norm_by_size(eps, cls.large)
-        return P.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+        self.norm = P.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.norm(x, self.weight, self.bias)[0]

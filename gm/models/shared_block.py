@@ -1,9 +1,9 @@
 """What a transformer block computes, with its weights as arguments.
 
 SDXL's UNet has 70 transformer blocks of two kinds. As Cells with weights of their own each is parsed, typed and
-differentiated by itself. One Cell for all that are alike is so once: on the CPU the first step of a model with all
-blocks of SDXL takes 0.6 of the time and a sixth less memory. (On Ascend MindSpore's ``lazy_inline`` does it, see
-``gm.models.repeated``.)
+differentiated by itself. One Cell for all that are alike is so once, which on the CPU saves much of the time and some
+of the memory of a first step (``tools/benchmark/training_step.py --without transformer_block``). On Ascend MindSpore's
+``lazy_inline`` does it, see ``gm.models.repeated``.
 """
 
 from functools import cache
@@ -25,7 +25,7 @@ class SharedBlock(nn.Cell):
 
     def __init__(self, heads: int, head_width: int):
         super().__init__()
-        self.norm = LayerNorm.function()
+        self.norm = P.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=LayerNorm.eps)
         self.matmul, self.bias_add = P.MatMul(transpose_b=True), P.BiasAdd()
         self.attention, self.gate = MultiHeadAttention(heads, head_width), gated_gelu()
 
