@@ -39,11 +39,15 @@ def allocator() -> Path | None:
 
 
 def take_allocator() -> None:
-    """Start this program anew with ``allocator``, unless it has it or the user has set ``LD_PRELOAD``, to anything."""
+    """Start this program anew with ``allocator``, unless it has it or the user has set ``LD_PRELOAD``, to anything.
+
+    What nothing has any more goes back to the system half a second later: after compiling that is much.
+    """
     library = allocator()
     if library is None or "LD_PRELOAD" in os.environ:
         return
     os.environ["LD_PRELOAD"] = str(library)
+    os.environ.setdefault("MALLOC_CONF", "narenas:1,dirty_decay_ms:500,muzzy_decay_ms:0")
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

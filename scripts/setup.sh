@@ -4,6 +4,7 @@
 #   bash scripts/setup.sh [--extras test,reference,mpi,ui] [--venv DIR] [--mindspore VERSION]
 #
 # PYTHON=/path/to/python chooses the Python a new environment is made with (3.10 to 3.12).
+# Where there is no C++ compiler, one from PyPI (the extra `compiler`) is installed too; CXX=COMMAND names another.
 # An environment is complete when its record (scripts/installed.py) says so. While packages are being written a marker
 # lies in it; an environment with a marker was interrupted, and is made anew.
 set -euo pipefail
@@ -29,6 +30,10 @@ while [ $# -gt 0 ]; do
 done
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 python=$venv/bin/python log=$venv/setup.log marker=$venv/.installing
+
+# Kernels for the CPU are compiled on the machine they run on (gm/kernels/library.py, which looks for the same names).
+has_compiler() { [ -n "${CXX:-}" ] || command -v c++ || command -v g++ || command -v clang++; }
+[ -e /dev/davinci_manager ] || has_compiler >/dev/null || extras=${extras:+$extras,}compiler
 
 # The extras to install, on stdout; nothing and success if the environment is complete.
 missing() { "$python" "$root/scripts/installed.py" check "$extras" "$mindspore" 9>&-; }
@@ -104,7 +109,9 @@ watch_over() { # what command...
     while kill -0 "$child" 2>/dev/null; do
         elapsed=$((SECONDS - started))
         if [ "$elapsed" -gt "$next" ]; then
-            last=$(grep -E '^ *(Collecting|Downloading|Using cached|Building|Installing)' "$log" | tail -n 1) || last=""
+            last=""
+            [ "$what" != installing ] ||
+                last=$(grep -E '^ *(Collecting|Downloading|Using cached|Building|Installing)' "$log" | tail -n 1) || last=""
             if [ -t 1 ]; then
                 printf '\r\033[Ksetup: %s, %d s  %.60s' "$what" "$elapsed" "$last"
                 next=$elapsed
@@ -175,6 +182,10 @@ install() { # extras
     watch_over "starting MindSpore" "$python" -c 'import gm, mindspore' ||
         fail "the installed MindSpore does not start: $(tail -n 1 "$log" | cut -c1-160) (log: $log)"
     "$python" "$root/scripts/installed.py" write "$1" "$mindspore"
+    case ,$1, in
+        *,compiler,*) # it compiles a C++ library first, so that a first run would seem to hang
+            watch_over "compiling the kernels" "$python" -c 'from gm.kernels.library import library; library()' || true ;;
+    esac
 }
 
 make_venv() { # python
@@ -212,6 +223,7 @@ fi
 gigabytes=1
 [ -z "$fresh" ] || gigabytes=5 # 3 installed, and while it is being installed the archives
 case $extras in *reference*) gigabytes=$((gigabytes + 1)) ;; esac # both: 4.2 installed, 5.1 at most
+# The extra `compiler` has room in that: 0.4 installed, and 0.1 for its archive.
 check_space "$gigabytes"
 
 if [ -n "$fresh" ]; then

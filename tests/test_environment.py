@@ -17,7 +17,7 @@ from gm.environment import take_allocator
 print("begun", file=sys.stderr)
 take_allocator()
 has = "libjemalloc" in open("/proc/self/maps").read()
-print(json.dumps([os.getpid(), has, sys.argv[1:]]))
+print(json.dumps([os.getpid(), has, sys.argv[1:], os.environ.get("MALLOC_CONF")]))
 """
 
 jemalloc = pytest.mark.skipif(environment.allocator() is None, reason="this machine keeps its allocator")
@@ -25,7 +25,7 @@ jemalloc = pytest.mark.skipif(environment.allocator() is None, reason="this mach
 
 def run(command: list[str], **variables: str) -> tuple[list, int, int]:
     """(what the program says of itself, how often it began, the number of its process)."""
-    kept = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    kept = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "MALLOC_CONF")}
     surroundings = kept | {"PYTHONPATH": str(ROOT)} | variables
     process = subprocess.Popen(
         command, env=surroundings, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -44,7 +44,8 @@ def test_a_program_begins_anew_once_with_all_its_words(tmp_path, way):
     words = ["--prompt", "two  words", "", "-x"]
     variables = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     said, begun, number = run([sys.executable, *how, *words], **variables)
-    assert said == [number, True, words]
+    assert said[:3] == [number, True, words]
+    assert "dirty_decay_ms" in said[3]
     assert begun == 2
 
 
@@ -53,6 +54,9 @@ def test_what_the_user_preloads_stays(tmp_path):
     said, begun, _ = run([sys.executable, "-c", PROGRAM], LD_PRELOAD="")
     assert not said[1]
     assert begun == 1
+    said, _, _ = run([sys.executable, "-c", PROGRAM], MALLOC_CONF="narenas:2")
+    assert said[1]
+    assert said[3] == "narenas:2"
 
 
 @pytest.mark.parametrize("surroundings", ["darwin", "aarch64", "ascend", "no mindspore", "no library"])

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A room may import itself, the rooms before it, and what every room stands on.
 FOUNDATION = {"errors", "files", "generated", "environment"}
-ROOMS = ["config", "compilation", "parallel", "launch", "models", "diffusion", "weights", "data"]
+ROOMS = ["config", "compilation", "parallel", "launch", "kernels", "models", "diffusion", "weights", "data"]
 ROOMS += ["training", "sampling", "evaluation"]
 REFERENCES = {"torch", "torchvision", "diffusers", "accelerate"}
 LONGEST = 500

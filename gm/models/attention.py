@@ -83,9 +83,6 @@ class FlashAttention(nn.Cell):
             return flash_attention(parts[0], parts[1], parts[2], heads, self.causal).reshape(query.shape)
         return self.math(query, key, value, batch, heads)
 
-    def laid_out(self, x: Tensor, batch: int, heads: int) -> Tensor:
-        return x
-
 
 class MultiHeadAttention(nn.Cell):
     """Attention of ``heads`` heads side by side: (B * N, C), (B * M, C), (B * M, C) and B -> (B * N, C).
@@ -100,10 +97,6 @@ class MultiHeadAttention(nn.Cell):
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, batch: int) -> Tensor:
         return self.attention(query, key, value, batch, self.heads)
-
-    def laid_out(self, x: Tensor, batch: int) -> Tensor:
-        """Keys or values (B * M, C), which ``construct`` takes so as well."""
-        return self.attention.laid_out(x, batch, self.heads)
 
 
 class CrossAttention(nn.Cell):
@@ -127,8 +120,3 @@ class CrossAttention(nn.Cell):
     def states(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of rows."""
         return self.to_k(context), self.to_v(context)
-
-    def kept(self, context: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """``states`` laid out as attention wants them, for who attends to them many times."""
-        key, value = self.states(context)
-        return self.attention.laid_out(key, batch), self.attention.laid_out(value, batch)

@@ -5,8 +5,7 @@ from mindspore import Tensor, nn
 from gm.compilation import Graph
 from gm.models.architecture import AutoencoderArchitecture
 from gm.models.attention import MultiHeadAttention
-from gm.models.layers import Conv2d, GroupNorm, SiLU
-from gm.models.upsampling import upsample_nearest
+from gm.models.layers import Conv2d, GroupNorm, UpsampleNearest
 
 EPS = 1e-6
 
@@ -16,18 +15,17 @@ class ResidualBlock(nn.Cell):
 
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
-        self.norm1 = GroupNorm(groups, in_channels, EPS)
+        self.norm1 = GroupNorm(groups, in_channels, EPS, silu=True)
         self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = GroupNorm(groups, out_channels, EPS)
+        self.norm2 = GroupNorm(groups, out_channels, EPS, silu=True)
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
-        self.silu = SiLU()
         self.same = in_channels == out_channels
         if not self.same:
             self.nin_shortcut = Conv2d(in_channels, out_channels, 1)
 
     def construct(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.silu(self.norm1(x)))
-        h = self.conv2(self.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
         return (x if self.same else self.nin_shortcut(x)) + h
 
 
@@ -84,7 +82,7 @@ class Upsample(nn.Cell):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, padding=1)
-        self.double = upsample_nearest()
+        self.double = UpsampleNearest()
 
     def construct(self, x: Tensor) -> Tensor:
         return self.conv(self.double(x))
@@ -129,15 +127,14 @@ class Encoder(nn.Cell):
             ]
         )
         self.mid = Middle(channels[-1], groups)
-        self.norm_out = GroupNorm(groups, channels[-1], EPS)
+        self.norm_out = GroupNorm(groups, channels[-1], EPS, silu=True)
         self.conv_out = Conv2d(channels[-1], 2 * arch.latent_channels, 3, padding=1)
-        self.silu = SiLU()
 
     def construct(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(self.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(self.norm_out(self.mid(x)))
 
 
 class Decoder(nn.Cell):
@@ -156,16 +153,15 @@ class Decoder(nn.Cell):
                 for i in range(len(channels))
             ]
         )
-        self.norm_out = GroupNorm(groups, channels[0], EPS)
+        self.norm_out = GroupNorm(groups, channels[0], EPS, silu=True)
         self.conv_out = Conv2d(channels[0], arch.in_channels, 3, padding=1)
-        self.silu = SiLU()
         self.levels = len(channels)
 
     def construct(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
         for index in range(self.levels):
             x = self.up[self.levels - 1 - index](x)
-        return self.conv_out(self.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x))
 
 
 class Autoencoder(nn.Cell):

@@ -15,24 +15,27 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
 
-from gm.models.batch_norms import group_norm_by_batch
-from gm.models.row_convolution import row_convolution
+from gm.kernels import layers as kernels
+from gm.kernels.convolution import convolution
+from gm.kernels.library import library
 
 # Per device, the layers whose plain operator of the framework is slower there than what stands in for it below, for the
 # step of training as a whole: forward and backward. Products with a bias stand in where there is no step (``Purpose``).
 # Each is one Cell for all layers alike (``cache``): so it compiles in half the time.
-STAND_INS = {
+STAND_INS = {"CPU": ("linear", "transformer_block")}
+# The same by kernels of our own, if this machine can compile them.
+KERNELS = {
     "CPU": (
-        "linear",
+        "attention",
         "convolution",
+        "layer_norm",
         "group_norm",
         "silu",
         "gated_gelu",
-        "shift",
+        "channel_shift",
         "upsample",
-        "transformer_block",
-        "square_sum",
-        "joint_update",
+        "square_sums",
+        "update",
     )
 }
 
@@ -45,7 +48,8 @@ class Purpose:
 
 def stands_in(layer: str) -> bool:
     """Whether a layer that is built now shall take its stand-in, not the plain operator."""
-    return layer in STAND_INS.get(ms.get_context("device_target"), ())
+    device = ms.get_context("device_target")
+    return layer in STAND_INS.get(device, ()) or (layer in KERNELS.get(device, ()) and library() is not None)
 
 
 class Initializer:
@@ -94,6 +98,19 @@ class Sharing(nn.Cell):
         self.shared = None
 
 
+class Unweighted(nn.Cell):
+    """A layer without weights that may have a ``kernel``, which takes float32 only."""
+
+    def __init__(self, name: str, kernel: Callable[[], nn.Cell]):
+        super().__init__()
+        self.kernel = kernel() if stands_in(name) else None
+
+    def by_itself(self) -> None:
+        """Compute by MindSpore's operators, which take any type."""
+        del self.kernel
+        self.kernel = None
+
+
 def generalize(network: nn.Cell) -> None:
     """Make the layers of ``network``, which compute in float32, compute in the type of what they are given.
 
@@ -101,12 +118,13 @@ def generalize(network: nn.Cell) -> None:
     class and not of a branch, so that the usual case has neither branches nor casts, which take long to compile.
     """
     for _, cell in network.cells_and_names():
-        if isinstance(cell, Sharing):
+        if isinstance(cell, (Sharing, Unweighted)):
             cell.by_itself()
         general = getattr(type(cell), "general", None)
         if general not in (None, type(cell)):
             object.__setattr__(cell, "__class__", general)
-            cell.whole = None  # what its weight passes first, where a device keeps only a part of it
+            if hasattr(cell, "weight"):
+                cell.whole = None  # what its weight passes first, where a device keeps only a part of it
 
 
 class _FusedLinear(nn.Cell):
@@ -175,16 +193,9 @@ Linear.general = GeneralLinear
 
 
 class Conv2d(nn.Cell):
-    """Convolution with a square kernel; weight (out, in, k, k). ``padding``: (top, bottom, left, right) or one int.
-
-    Of size 3 on ``x`` (B, C, H, W) less than ``large`` it may be one product of matrices, if its channels are neither
-    so few that gathering them takes longer, nor so many that preparing the kernels does. One picture alone is one
-    product anyway.
-    """
+    """Convolution with a square kernel; weight (out, in, k, k). ``padding``: (top, bottom, left, right) or one int."""
 
     general: type[nn.Cell]
-    large = 2**18  # numbers; nine times as many are gathered
-    fewest, most = 16, 2**15  # channels it takes, and times those it makes
 
     def __init__(
         self,
@@ -200,22 +211,12 @@ class Conv2d(nn.Cell):
         self.bias = Initializer.uniform((out_channels,), fan_in)
         self.conv = P.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
         self.bias_add = P.BiasAdd()
-        self.stands_in = (
-            stands_in("convolution")
-            and (kernel_size, stride, padding) == (3, 1, 1)
-            and in_channels >= self.fewest
-            and in_channels * out_channels <= self.most
-        )
-        if self.stands_in:
-            self.by_rows = row_convolution()
-        self.fused = _fused_linear() if Purpose.inference and stands_in("linear") else None
+        keeps_size = kernel_size % 2 == 1 and (stride, padding) == (1, kernel_size // 2)
+        self.kernel = convolution() if keeps_size and stands_in("convolution") else None
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.stands_in and x.shape[0] > 1 and x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
-            if self.fused is not None:
-                rows = self.fused(self.by_rows.gathered(x), self.by_rows.kernels(self.weight), self.bias)
-                return self.by_rows.pictures(rows, x.shape)
-            return self.bias_add(self.by_rows(x, self.weight)[0], self.bias)
+        if self.kernel is not None:
+            return self.kernel(x, self.weight, self.bias)
         return self.bias_add(self.conv(x, self.weight), self.bias)
 
 
@@ -235,25 +236,28 @@ Conv2d.general = GeneralConv2d
 
 
 class GroupNorm(nn.Cell):
-    """Group normalisation over (C/groups, H, W), then scale and shift per channel, of (B, C, H, W)."""
+    """Group normalisation over (C/groups, H, W), then scale and shift per channel, of (B, C, H, W).
+
+    With ``silu`` a SiLU follows, in the same kernel where there is one.
+    """
 
     general: type[nn.Cell]
-    large = 2**13  # numbers, from which on two operators take less than the one
 
-    def __init__(self, groups: int, channels: int, eps: float = 1e-5):
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5, silu: bool = False):
         super().__init__()
-        self.groups, self.eps = groups, eps
+        self.groups, self.eps, self.silu = groups, eps, silu
         self.weight = Parameter(Tensor(np.ones(channels, np.float32)))
         self.bias = Parameter(Tensor(np.zeros(channels, np.float32)))
-        self.by_batch = group_norm_by_batch(groups, eps) if stands_in("group_norm") else None
+        self.kernel = kernels.group_norm(groups, eps, silu) if stands_in("group_norm") else None
 
     def construct(self, x: Tensor) -> Tensor:
         return self.normed(x, self.weight, self.bias)
 
     def normed(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if self.by_batch is None or x.shape[0] * x.shape[1] * x.shape[2] * x.shape[3] < self.large:
-            return ops.group_norm(x, self.groups, weight, bias, self.eps)
-        return self.by_batch(x, weight, bias)
+        if self.kernel is not None:
+            return self.kernel(x, weight, bias)[0]
+        normed = ops.group_norm(x, self.groups, weight, bias, self.eps)
+        return ops.silu(normed) if self.silu else normed
 
 
 class GeneralGroupNorm(GroupNorm):
@@ -267,6 +271,13 @@ class GeneralGroupNorm(GroupNorm):
 GroupNorm.general = GeneralGroupNorm
 
 
+def row_norm(eps: float) -> nn.Cell:
+    """x (..., C), weight (C,), bias (C,) -> normalised over the last axis, scaled and shifted: the first of a tuple."""
+    if stands_in("layer_norm"):
+        return kernels.layer_norm(eps)
+    return P.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+
+
 class LayerNorm(nn.Cell):
     """Normalisation over the last axis, then scale and shift."""
 
@@ -277,7 +288,7 @@ class LayerNorm(nn.Cell):
         super().__init__()
         self.weight = Parameter(Tensor(np.ones(width, np.float32)))
         self.bias = Parameter(Tensor(np.zeros(width, np.float32)))
-        self.norm = P.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+        self.norm = row_norm(eps)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.norm(x, self.weight, self.bias)[0]
@@ -294,61 +305,17 @@ class GeneralLayerNorm(LayerNorm):
 LayerNorm.general = GeneralLayerNorm
 
 
-class GatedGELU(nn.Cell):
+class GatedGELU(Unweighted):
     """``value * gelu(gate)`` of one tensor (..., 2C) split in two."""
 
+    def __init__(self):
+        super().__init__("gated_gelu", kernels.gated_gelu)
+
     def construct(self, x: Tensor) -> Tensor:
+        if self.kernel is not None:
+            return self.kernel(x)
         value, gate = ops.split(x, x.shape[-1] // 2, axis=-1)
         return value * gelu(gate)
-
-
-class _OwnGatedGELU(nn.Cell):
-    """The same with its gradient written out: MindSpore's derives the error function by a power, which is slow on CPU.
-
-    Returns beside the result what the backward pass is made of.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.split, self.join = P.Split(-1, 2), P.Concat(-1)
-        self.mul, self.add, self.erf, self.exp = P.Mul(), P.Add(), P.Erf(), P.Exp()
-
-    def construct(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        value, gate = self.split(x)
-        below = self.add(self.mul(self.erf(self.mul(gate, 0.7071067811865476)), 0.5), 0.5)
-        activated = self.mul(gate, below)
-        return self.mul(value, activated), value, gate, below, activated
-
-    def bprop(
-        self,
-        x: Tensor,
-        out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-        gradients: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    ) -> tuple[Tensor]:
-        _, value, gate, below, activated = out
-        gradient = gradients[0]
-        density = self.mul(self.exp(self.mul(self.mul(gate, gate), -0.5)), 0.3989422804014327)
-        slope = self.add(below, self.mul(gate, density))
-        return (self.join((self.mul(gradient, activated), self.mul(self.mul(gradient, value), slope))),)
-
-
-_own_gated_gelu = cache(_OwnGatedGELU)
-
-
-class _GatedGELUOnCPU(nn.Cell):
-    """``GatedGELU`` by its own gradient."""
-
-    def __init__(self):
-        super().__init__()
-        self.own = _own_gated_gelu()
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.own(x)[0]
-
-
-def gated_gelu() -> nn.Cell:
-    """``GatedGELU``, or what stands in for it on this device."""
-    return _GatedGELUOnCPU() if stands_in("gated_gelu") else GatedGELU()
 
 
 class Embedding(nn.Cell):
@@ -362,34 +329,14 @@ class Embedding(nn.Cell):
         return ops.gather(self.weight, indices, 0)
 
 
-class _OwnSiLU(nn.Cell):
-    """``x * sigmoid(x)`` and the sigmoid, which MindSpore's gradient on the CPU would compute again."""
-
-    def __init__(self):
-        super().__init__()
-        self.sigmoid, self.mul, self.add, self.sub = P.Sigmoid(), P.Mul(), P.Add(), P.Sub()
-
-    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        open_to = self.sigmoid(x)
-        return self.mul(x, open_to), open_to
-
-    def bprop(self, x: Tensor, out: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor]) -> tuple[Tensor]:
-        result, open_to = out
-        return (self.mul(gradients[0], self.add(open_to, self.sub(result, self.mul(result, open_to)))),)
-
-
-_own_silu = cache(_OwnSiLU)
-
-
-class SiLU(nn.Cell):
+class SiLU(Unweighted):
     """``x * sigmoid(x)``."""
 
     def __init__(self):
-        super().__init__()
-        self.own = _own_silu() if stands_in("silu") else None
+        super().__init__("silu", kernels.silu)
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.silu(x) if self.own is None else self.own(x)[0]
+        return ops.silu(x) if self.kernel is None else self.kernel(x)
 
 
 class Identity(nn.Cell):
@@ -416,32 +363,31 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * ops.sigmoid(1.702 * x)
 
 
-class ChannelShift(nn.Cell):
+class ChannelShift(Unweighted):
     """(B, C, H, W) and (B, C) -> (B, C, H, W): a number added to all of a channel."""
 
+    def __init__(self):
+        super().__init__("channel_shift", kernels.channel_shift)
+
     def construct(self, x: Tensor, shift: Tensor) -> Tensor:
+        if self.kernel is not None:
+            return self.kernel(x, shift)
         return x + shift.reshape(shift.shape + (1, 1))
 
 
-class _ChannelShiftOnCPU(nn.Cell):
-    """The same as a bias: adding what has to be spread takes twice as long there, and its gradient six times."""
+class UpsampleNearest(Unweighted):
+    """Double height and width by repetition: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
 
     def __init__(self):
-        super().__init__()
-        self.bias_add = P.BiasAdd()
+        super().__init__("upsample", kernels.upsample)
 
-    def construct(self, x: Tensor, shift: Tensor) -> Tensor:
+    def construct(self, x: Tensor) -> Tensor:
+        if self.kernel is not None:
+            return self.kernel(x)
         batch, channels, height, width = x.shape
-        rows = x.reshape(1, batch * channels, height * width, 1)
-        return self.bias_add(rows, shift.reshape(batch * channels)).reshape(x.shape)
-
-
-_channel_shift_on_cpu = cache(_ChannelShiftOnCPU)
-
-
-def channel_shift() -> nn.Cell:
-    """``ChannelShift``, or what stands in for it on this device."""
-    return _channel_shift_on_cpu() if stands_in("shift") else ChannelShift()
+        spaced = x.reshape(batch, channels, height, 1, width, 1)
+        spread = ops.broadcast_to(spaced, (batch, channels, height, 2, width, 2))
+        return spread.reshape(batch, channels, 2 * height, 2 * width)
 
 
 def sinusoidal_embedding(values: Tensor, width: int, max_period: float = 10000.0) -> Tensor:

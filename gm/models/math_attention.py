@@ -1,22 +1,20 @@
 """Attention written out, in pieces: no more than a bounded part of the score matrix exists at once.
 
-Where the whole matrix is small it is kept for the backward pass. Else the forward pass keeps nothing of the scores, and
-the backward pass computes them again, piece by piece (Rabe and Staats 2021, arXiv 2112.05682). Softmax's gradient goes
-by the row sums of Dao et al. 2022 (arXiv 2205.14135, appendix B.2).
+The forward pass keeps nothing of the scores, and the backward pass computes them again, piece by piece (Rabe and Staats
+2021, arXiv 2112.05682). Softmax's gradient goes by the row sums of Dao et al. 2022 (arXiv 2205.14135, appendix B.2).
+On the CPU a kernel of our own does the same in float32.
 """
 
-from functools import cache
 from itertools import pairwise
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import operations as P
 
-from gm.models.layers import operand
+from gm.kernels.attention import attention
+from gm.models.layers import operand, stands_in
 
 MOST_SCORES = 2**24  # 64 MiB in float32; four such tensors live at once in the backward pass
-KEPT_SCORES = 2**18  # 1 MiB in float32: as many at most are kept for the backward pass
 MASKED = -1e4  # added to the scores of what is hidden: far below any score
 
 Rows = tuple[tuple[int, int], ...]
@@ -42,20 +40,8 @@ def pieces(heads: int, queries: int, keys: int, most: int) -> tuple[tuple[int, i
     return tuple((first, count, rows) for first, count in _spans(heads, most // (queries * keys)))
 
 
-@ops.constexpr
-def _subtract(heads: int, keys: int) -> Tensor:
-    return Tensor(np.full((heads, keys, 1), -1.0, np.float32))
-
-
-@ops.constexpr
-def _hidden(queries: int, keys: int) -> Tensor:
-    return Tensor(np.triu(np.full((1, queries, keys), MASKED, np.float32), 1))
-
-
 def heads_apart(x: Tensor, batch: int, heads: int) -> Tensor:
-    """(B * N, H * D) -> (B * H, N, D), which are left as they are."""
-    if len(x.shape) == 3:
-        return x
+    """(B * N, H * D) -> (B * H, N, D)."""
     width = x.shape[1] // heads
     if heads == 1:
         return _reshape(x, (batch, -1, width))
@@ -71,64 +57,9 @@ def heads_joined(x: Tensor, batch: int, heads: int) -> Tensor:
     return _reshape(x, (-1, heads * width))
 
 
-class SmallAttention(nn.Cell):
-    """``MathAttention`` in float32 at once, with few operators: those take longer to compile than scores to compute.
-
-    Returns, beside the result, what the backward pass is made of.
-    """
-
-    def __init__(self, head_width: int, causal: bool):
-        super().__init__()
-        self.causal = causal
-        self.scale = Tensor(head_width**-0.5, ms.float32)
-        self.ones = Tensor(np.ones((head_width, 1), np.float32))
-        self.mul, self.add, self.reshape = P.Mul(), P.Add(), P.Reshape()
-        self.concat, self.softmax = P.Concat(-1), P.Softmax(-1)
-        self.total, self.mix = P.MatMul(), P.BatchMatMul()
-        self.scores, self.gather = P.BatchMatMul(transpose_b=True), P.BatchMatMul(transpose_a=True)
-
-    def construct(self, query: Tensor, key: Tensor, value: Tensor, batch: int, heads: int) -> tuple[Tensor, ...]:
-        query = heads_apart(self.mul(query, self.scale), batch, heads)
-        key, value = heads_apart(key, batch, heads), heads_apart(value, batch, heads)
-        scores = self.scores(query, key)
-        if self.causal:
-            scores = self.add(scores, _hidden(query.shape[1], key.shape[1]))
-        weights = self.softmax(scores)
-        result = self.mix(weights, value)
-        return heads_joined(result, batch, heads), result, weights, query, key, value
-
-    def bprop(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        batch: int,
-        heads: int,
-        out: tuple[Tensor, ...],
-        gradients: tuple[Tensor, ...],
-    ) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        apart = len(key.shape) == 3
-        _, result, weights, query, key, value = out
-        dout = heads_apart(gradients[0], batch, heads)
-        maps, queries, width = dout.shape
-        # As in AttentionInPieces.
-        total = self.total(self.reshape(self.mul(result, dout), (maps * queries, width)), self.ones)
-        slope = self.concat((dout, self.reshape(total, (maps, queries, 1))))
-        dscores = self.mul(weights, self.scores(slope, self.concat((value, _subtract(maps, key.shape[1])))))
-        dquery = self.mul(heads_joined(self.mix(dscores, key), batch, heads), self.scale)
-        dkey, dvalue = self.gather(dscores, query), self.gather(weights, dout)
-        if not apart:
-            dkey, dvalue = heads_joined(dkey, batch, heads), heads_joined(dvalue, batch, heads)
-        return dquery, dkey, dvalue, 0, 0
-
-
-_small_attention = cache(SmallAttention)  # one for all layers alike: so they compile in half the time
-
-
 class MathAttention(nn.Cell):
     """softmax(q k^T / sqrt(d)) v of each head: (B * N, H * D), (B * M, H * D), (B * M, H * D), B, H -> (B * N, H * D).
 
-    Keys and values may be ``laid_out`` already: (B * H, M, D).
     At most ``most_scores`` elements of the score matrix at a time (one query's row, if that is more), in the gradient
     too. The products are in the type of what is given; softmax and its gradient are float32. ``causal`` masks what lies
     to the right of each query (text towers).
@@ -138,20 +69,14 @@ class MathAttention(nn.Cell):
 
     def __init__(self, head_width: int, causal: bool = False, most_scores: int = MOST_SCORES):
         super().__init__()
-        self.most_kept = min(KEPT_SCORES, most_scores)
-        self.small = _small_attention(head_width, causal)
-        self.large = AttentionInPieces(head_width, causal, most_scores)
+        self.kernel = attention(causal) if stands_in("attention") else None  # of float32; it holds fewer scores yet
+        self.in_pieces = AttentionInPieces(head_width, causal, most_scores)
 
     def construct(self, query: Tensor, key: Tensor, value: Tensor, batch: int, heads: int) -> Tensor:
-        keys = key.shape[1] if len(key.shape) == 3 else key.shape[0] // batch
-        scores = heads * query.shape[0] * keys
-        if query.dtype == ms.float32 and self.rounding is None and scores <= self.most_kept:
-            return self.small(query, key, value, batch, heads)[0]
+        if self.kernel is not None and query.dtype == ms.float32 and self.rounding is None:
+            return self.kernel(query, key, value, batch, heads)
         parts = heads_apart(query, batch, heads), heads_apart(key, batch, heads), heads_apart(value, batch, heads)
-        return heads_joined(self.large(parts[0], parts[1], parts[2]), batch, heads)
-
-    def laid_out(self, x: Tensor, batch: int, heads: int) -> Tensor:
-        return heads_apart(x, batch, heads)
+        return heads_joined(self.in_pieces(parts[0], parts[1], parts[2]), batch, heads)
 
 
 class AttentionInPieces(nn.Cell):

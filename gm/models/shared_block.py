@@ -12,7 +12,7 @@ from mindspore import Tensor, nn
 from mindspore.ops import operations as P
 
 from gm.models.attention import Choice, MultiHeadAttention
-from gm.models.layers import LayerNorm, gated_gelu
+from gm.models.layers import GatedGELU, LayerNorm, row_norm
 
 
 class SharedBlock(nn.Cell):
@@ -25,9 +25,9 @@ class SharedBlock(nn.Cell):
 
     def __init__(self, heads: int, head_width: int):
         super().__init__()
-        self.norm = P.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=LayerNorm.eps)
+        self.norm = row_norm(LayerNorm.eps)
         self.matmul, self.bias_add = P.MatMul(transpose_b=True), P.BiasAdd()
-        self.attention, self.gate = MultiHeadAttention(heads, head_width), gated_gelu()
+        self.attention, self.gate = MultiHeadAttention(heads, head_width), GatedGELU()
 
     def construct(
         self,

@@ -10,7 +10,9 @@ from mindspore import Tensor, nn, ops
 from gm.models.architecture import HEAD_WIDTH, UNetArchitecture
 from gm.models.attention import CrossAttention
 from gm.models.layers import (
+    ChannelShift,
     Conv2d,
+    GatedGELU,
     GroupNorm,
     Identity,
     LayerNorm,
@@ -19,15 +21,13 @@ from gm.models.layers import (
     Purpose,
     Sharing,
     SiLU,
-    channel_shift,
-    gated_gelu,
+    UpsampleNearest,
     sinusoidal_embedding,
     stands_in,
     zeroed,
 )
 from gm.models.repeated import compiled_once
 from gm.models.shared_block import shared_block
-from gm.models.upsampling import upsample_nearest
 
 
 class ResidualBlock(nn.Cell):
@@ -36,14 +36,14 @@ class ResidualBlock(nn.Cell):
     def __init__(self, in_channels: int, out_channels: int, time_dim: int, groups: int):
         super().__init__()
         self.in_layers = nn.CellList(
-            [GroupNorm(groups, in_channels), SiLU(), Conv2d(in_channels, out_channels, 3, padding=1)]
+            [GroupNorm(groups, in_channels, silu=True), Identity(), Conv2d(in_channels, out_channels, 3, padding=1)]
         )
         self.emb_layers = nn.CellList([SiLU(), Linear(time_dim, out_channels)])
-        self.shift = channel_shift()
+        self.shift = ChannelShift()
         self.out_layers = nn.CellList(
             [
-                GroupNorm(groups, out_channels),
-                SiLU(),
+                GroupNorm(groups, out_channels, silu=True),
+                Identity(),
                 Identity(),
                 zeroed(Conv2d(out_channels, out_channels, 3, padding=1)),
             ]
@@ -51,10 +51,10 @@ class ResidualBlock(nn.Cell):
         self.skip_connection = Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
 
     def construct(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.in_layers[2](self.in_layers[1](self.in_layers[0](x)))
+        h = self.in_layers[2](self.in_layers[0](x))
         shift = self.emb_layers[1](self.emb_layers[0](time))
         h = self.shift(h, shift)
-        h = self.out_layers[3](self.out_layers[1](self.out_layers[0](h)))
+        h = self.out_layers[3](self.out_layers[0](h))
         return self.skip_connection(x) + h
 
 
@@ -64,7 +64,7 @@ class GEGLU(nn.Cell):
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
         self.proj = Linear(in_features, 2 * out_features)
-        self.gate = gated_gelu()
+        self.gate = GatedGELU()
 
     def construct(self, x: Tensor) -> Tensor:
         return self.gate(self.proj(x))
@@ -154,7 +154,7 @@ class SpatialTransformer(nn.Cell):
         """Keys and values of the context's rows (B * M, context) for each block: two tensors a block."""
         states = ()
         for block in self.transformer_blocks:
-            states = states + block.attn2.kept(context, batch)
+            states = states + block.attn2.states(context)
         return states
 
     def construct(self, x: Tensor, context: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -192,7 +192,7 @@ class Upsample(nn.Cell):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, padding=1)
-        self.double = upsample_nearest()
+        self.double = UpsampleNearest()
 
     def construct(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         x = self.double(x)
@@ -272,7 +272,11 @@ class UNet(nn.Cell):
         self.output_blocks, self.output_takes = _numbered(stages)
         self.places = _places([*self.input_blocks, self.middle_block, *self.output_blocks])
         self.out = nn.CellList(
-            [GroupNorm(arch.norm_groups, first), SiLU(), zeroed(Conv2d(first, arch.out_channels, 3, padding=1))]
+            [
+                GroupNorm(arch.norm_groups, first, silu=True),
+                Identity(),
+                zeroed(Conv2d(first, arch.out_channels, 3, padding=1)),
+            ]
         )
 
     def _block(self, in_channels: int, out_channels: int, depth: int) -> Layers:
@@ -344,7 +348,7 @@ class UNet(nn.Cell):
             above = skips[max(len(skips) - 2 - index, 0)]  # where this block ends in an Upsample, of the next level
             attended = self.part(context, middle + 1 + index)
             x = self.run(layers, self.output_takes[index], x, time, attended, above.shape[2:])
-        return self.out[2](self.out[1](self.out[0](x))).astype(latents.dtype)
+        return self.out[2](self.out[0](x)).astype(latents.dtype)
 
     def states_of(self, layers: nn.CellList, context: Tensor, batch: int) -> tuple[Tensor, ...]:
         states = ()

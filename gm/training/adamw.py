@@ -1,7 +1,7 @@
 """AdamW with decoupled weight decay (Loshchilov & Hutter 2017, arXiv 1711.05101, algorithm 2), as a Cell.
 
 Exact, bias correction included, on every device and in both modes. The update of a tensor is one fused ``Adam``
-kernel, and one pass before it where the tensor decays.
+kernel, and one pass before it where the tensor decays; on the CPU that of all tensors is one kernel of our own.
 """
 
 import math
@@ -46,12 +46,11 @@ class AdamW(Optimizer):
         beta2: float = 0.999,
         epsilon: float = 1e-8,
         weight_decay: float = 1e-2,
-        joint: bool = False,
     ):
-        super().__init__(parameters, weight_decay, "adam_step", joint)
+        super().__init__(parameters, weight_decay, "adam_step")
         self.adam_m = zeros(self.trained, "adam_m")
         self.adam_v = zeros(self.trained, "adam_v")
-        self.first, self.second = self.flat(self.adam_m, "joint_m"), self.flat(self.adam_v, "joint_v")
+        self.take_kernel("adamw", moments=2)
         # Of the rounded betas, which the kernel works with: 1 - 0.999 in float32 is off by 1e-5, and cancels only so.
         self.log_beta1, self.log_beta2 = (math.log(max(np.float32(beta), 1e-30)) for beta in (beta1, beta2))
         self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
@@ -63,10 +62,21 @@ class AdamW(Optimizer):
         return [*self.adam_m, *self.adam_v]
 
     def update(self, gradients: tuple[Tensor, ...], lr: Tensor) -> None:
-        correction1 = bias_correction(self.updates, self.log_beta1)
-        root2 = ops.sqrt(bias_correction(self.updates, self.log_beta2))
-        # The kernel adds epsilon to sqrt(v) before the correction of v; scaled so, its result is the paper's.
-        rate, epsilon = lr * root2 / correction1, self.epsilon * root2
+        rate, epsilon = self.corrected(lr)
         self.decay(lr)
         update = ops.partial(_update, rate, epsilon, self.beta1, self.beta2, self.zero)
-        _map(update, self.updated, self.first, self.second, gradients)
+        _map(update, self.masters, self.adam_m, self.adam_v, gradients)
+
+    def update_at_once(self, gradients: tuple[Tensor, ...], lr: Tensor, factor: Tensor) -> None:
+        rate, epsilon = self.corrected(lr)
+        settings = ops.stack((rate, epsilon, self.beta1, self.beta2, lr * self.weight_decay, factor))
+        self.kernel(settings, self.decays, *self.masters, *self.adam_m, *self.adam_v, *gradients)
+
+    def corrected(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """Rate and epsilon with the bias corrections in them.
+
+        The kernels add epsilon to sqrt(v) before the correction of v; scaled so, their result is the paper's.
+        """
+        correction1 = bias_correction(self.updates, self.log_beta1)
+        root2 = ops.sqrt(bias_correction(self.updates, self.log_beta2))
+        return lr * root2 / correction1, self.epsilon * root2

@@ -23,7 +23,6 @@ from gm.training.adafactor import Adafactor
 from gm.training.adamw import AdamW
 from gm.training.ema import EMA, in_place_of
 from gm.training.exchange import Exchange
-from gm.training.joint import joins
 from gm.training.lion import Lion
 from gm.training.loss import DiffusionLoss
 from gm.training.online import PictureLoss
@@ -146,14 +145,14 @@ def assemble(
         layout = lay_out(trained, world, parallel.bucket_mb, shards)
         optimizer = SharedOptimizer(layout, world, partial(build_optimizer, optim))
     else:
-        optimizer = build_optimizer(optim, trained, joint=world.size == 1 and joins(trained))
+        optimizer = build_optimizer(optim, trained)
     # Where gradients pass through float16, small ones vanish without a loss scale.
     narrow = launch.precision == "fp16" or launch.param_fp16
     scaler = LossScale(launch.init_loss_scale, launch.loss_scale_window) if narrow else None
     ema = None
     if optim.use_ema:
         averaged = weights if layout is None else [flat.parameter for flat in layout.flats]
-        ema = EMA(averaged, optim.ema_decay, optim.ema_update_interval, optimizer.wide(averaged), optimizer.joint)
+        ema = EMA(averaged, optim.ema_decay, optim.ema_update_interval, optimizer.wide(averaged))
     loss = build_loss(architecture, unet)
     of_pictures = loss
     if encoders is not None:
@@ -174,11 +173,11 @@ def assemble(
     return Parts(weights, optimizer, scaler, ema, evaluated, step, layout, slices)
 
 
-def build_optimizer(optim: OptimConfig, trained: list[Parameter], joint: bool = False) -> Optimizer:
-    """The optimizer of a configuration; ``joint``: if it goes number by number, over many tensors at once."""
+def build_optimizer(optim: OptimConfig, trained: list[Parameter]) -> Optimizer:
+    """The optimizer of a configuration."""
     if optim.optimizer == "adafactor":
         return Adafactor(trained, optim.weight_decay, optim.relative_step)
     if optim.optimizer == "lion":
-        return Lion(trained, optim.beta1, 0.99 if optim.beta2 is None else optim.beta2, optim.weight_decay, joint)
+        return Lion(trained, optim.beta1, 0.99 if optim.beta2 is None else optim.beta2, optim.weight_decay)
     beta2 = 0.999 if optim.beta2 is None else optim.beta2
-    return AdamW(trained, optim.beta1, beta2, optim.epsilon, optim.weight_decay, joint)
+    return AdamW(trained, optim.beta1, beta2, optim.epsilon, optim.weight_decay)

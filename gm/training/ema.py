@@ -7,7 +7,8 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops import operations as P
 
-from gm.training.joint import Joint
+from gm.kernels.operators import updating
+from gm.models.layers import stands_in
 
 _map = ops.HyperMap()
 _descend = P.ApplyGradientDescent()
@@ -39,8 +40,7 @@ class EMA(nn.Cell):
     ``construct(updates)``: the number of updates of the weights made, a float32 scalar tensor. After every
     ``interval``-th the average moves. Its decay warms up: ``min(decay, (1 + n) / (10 + n))`` with n the number of moves
     before, so that the average forgets the start (as TensorFlow and diffusers do). ``masters``: what is averaged in
-    place of ``parameters``, where those are roundings of it. ``joint``: those of the parameters that lie end to end,
-    and are the only ones that change; so do their averages then.
+    place of ``parameters``, where those are roundings of it.
     """
 
     def __init__(
@@ -49,7 +49,6 @@ class EMA(nn.Cell):
         decay: float,
         interval: int = 1,
         masters: Sequence[Parameter] | None = None,
-        joint: Joint | None = None,
     ):
         super().__init__(auto_prefix=False)
         self.source = ParameterTuple(parameters if masters is None else masters)
@@ -59,11 +58,9 @@ class EMA(nn.Cell):
                 for parameter, source in zip(parameters, self.source)
             ]
         )
-        self.averages = self.ema
-        if joint is not None:
-            named = dict(zip((parameter.name for parameter in parameters), self.ema))
-            self.averages = joint.lay([named[name] for name in joint.names], "joint_ema")
-            self.source = joint.flats
+        count, self.kernel = len(self.ema), None
+        if stands_in("update"):
+            self.kernel = updating("approach", [False] + [True] * count + [False] * count)
         self.interval = interval
         self.decay = Tensor(decay, ms.float32)
 
@@ -83,5 +80,9 @@ class EMA(nn.Cell):
 
     def move(self, moves: Tensor) -> Tensor:
         pace = 1.0 - ops.minimum(self.decay, (1.0 + moves) / (10.0 + moves))
+        if self.kernel is not None:
+            moved = self.kernel(pace.reshape(1), *self.ema, *self.source)
+        else:
+            moved = _map(ops.partial(_approach, pace), self.ema, self.source)
         # MindSpore drops a branch whose result nothing depends on.
-        return ops.depend(pace, _map(ops.partial(_approach, pace), self.averages, self.source))
+        return ops.depend(pace, moved)

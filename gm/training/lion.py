@@ -32,11 +32,10 @@ class Lion(Optimizer):
         beta1: float = 0.9,
         beta2: float = 0.99,
         weight_decay: float = 1e-2,
-        joint: bool = False,
     ):
-        super().__init__(parameters, weight_decay, "lion_step", joint)
+        super().__init__(parameters, weight_decay, "lion_step")
         self.lion_m = zeros(self.trained, "lion_m")
-        self.first = self.flat(self.lion_m, "joint_m")
+        self.take_kernel("lion", moments=1)
         self.beta1, self.beta2 = Tensor(beta1, ms.float32), Tensor(beta2, ms.float32)
 
     @property
@@ -45,4 +44,8 @@ class Lion(Optimizer):
 
     def update(self, gradients: tuple[Tensor, ...], lr: Tensor) -> None:
         self.decay(lr)
-        _map(ops.partial(_update, lr, self.beta1, self.beta2), self.updated, self.first, gradients)
+        _map(ops.partial(_update, lr, self.beta1, self.beta2), self.masters, self.lion_m, gradients)
+
+    def update_at_once(self, gradients: tuple[Tensor, ...], lr: Tensor, factor: Tensor) -> None:
+        settings = ops.stack((lr, self.beta1, self.beta2, lr * self.weight_decay, factor))
+        self.kernel(settings, self.decays, *self.masters, *self.lion_m, *gradients)

@@ -30,7 +30,7 @@ def estimate(
     """Bytes a device of a mesh needs, by what for; ``size`` (height, width) in pixels of the largest pictures.
 
     All is exact but the activations, and with ``--zero_stage`` 2 and 3 the gradients. On the CPU the process itself and
-    compiling come on top, and for a moment of a step the gradients once more (``gm.training.joint``).
+    compiling come on top.
     """
     launch, mesh = config.launch, mesh or Mesh()
     held = persistent(config, weights, mesh)

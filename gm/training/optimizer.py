@@ -1,12 +1,11 @@
 """What all optimizers have in common: float32 weights, a count of updates, decoupled weight decay.
 
-An optimizer is a Cell: ``construct(gradients, lr)`` takes a tuple of tensors in the order of ``trained`` and a float32
-scalar tensor, updates the weights, and returns the number of updates made. Its arithmetic is float32 whatever the
-gradients are. Over many tensors it goes by HyperMap: a Python loop takes ten times as long to compile.
+An optimizer is a Cell: ``construct(gradients, lr, factor)`` takes a tuple of tensors in the order of ``trained``, the
+learning rate and what the gradients are to be multiplied with, float32 scalar tensors. It updates the weights, and
+returns the number of updates made. Its arithmetic is float32 whatever the gradients are. Over many tensors it goes by
+HyperMap: a Python loop takes ten times as long to compile.
 
-With ``joint`` weights and moments lie end to end in few flat Parameters, and so do the gradients it takes: one that
-goes number by number then is as many operators. The weights and moments themselves, with their names and shapes, are
-the same memory.
+On a CPU one that goes number by number is one kernel over all tensors (``gm/kernels``).
 """
 
 from collections.abc import Sequence
@@ -16,8 +15,10 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops import operations as P
 
+from gm.kernels.operators import updating
+from gm.models.layers import stands_in
 from gm.parallel.shards import Item
-from gm.training.joint import Joint
+from gm.training import gradients as of_gradients
 
 _map = ops.HyperMap()
 _descend = P.ApplyGradientDescent()
@@ -67,14 +68,10 @@ class Optimizer(nn.Cell):
 
     They are the same Parameters, but for weights the network keeps in float16 (``--param_fp16``): these have a master
     ``master.<name>``, and are its rounding after each update. An update of 1e-5 of a weight would be lost in float16.
-    ``updated`` is what it takes gradients for: the masters or, with ``joint``, the flat Parameters of these, which are
-    then in another order, those that decay first.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], weight_decay: float, counter: str, joint: bool = False):
+    def __init__(self, parameters: Sequence[Parameter], weight_decay: float, counter: str):
         super().__init__(auto_prefix=False)
-        if joint:
-            parameters = sorted(parameters, key=lambda parameter: not decays(parameter))
         self.trained = ParameterTuple(parameters)
         narrow = [parameter for parameter in parameters if parameter.dtype != ms.float32]
         copies = [
@@ -86,13 +83,11 @@ class Optimizer(nn.Cell):
         self.narrow, self.copies = ParameterTuple(narrow), ParameterTuple(copies)
         self.narrows = len(narrow) > 0
         self.weight_decay = weight_decay
-        self.joint = Joint(items(parameters), self.masters) if joint else None
-        self.updated = self.joint.flats if joint else self.masters
-        owners = self.updated if joint else parameters
-        self.decayed = ParameterTuple(
-            [updated for updated, own in zip(self.updated, owners) if weight_decay and decaying(own)]
-        )
+        decayed = [weight_decay > 0 and decaying(parameter) for parameter in parameters]
+        self.decayed = ParameterTuple([master for master, shrinks in zip(self.masters, decayed) if shrinks])
         self.shrinks = len(self.decayed) > 0
+        self.decays = Tensor(decayed, ms.float32)
+        self.kernel = None
         self.updates = zero(counter, ())
         self.one = Tensor(1.0, ms.float32)
 
@@ -100,9 +95,14 @@ class Optimizer(nn.Cell):
         """The float32 weights behind ``parameters``, trained or not."""
         return [self.of_narrow.get(parameter.name, parameter) for parameter in parameters]
 
-    def flat(self, moments: ParameterTuple, prefix: str) -> ParameterTuple:
-        """A moment of each of ``trained`` as the update takes it: one for each of ``updated``."""
-        return moments if self.joint is None else self.joint.lay(moments, prefix)
+    def take_kernel(self, name: str, moments: int) -> None:
+        """Let ``kernel`` be the one of this name over all tensors, with so many moments, where there is one.
+
+        Its inputs are settings, ``decays``, masters, moments and gradients.
+        """
+        count = len(self.masters)
+        if stands_in("update"):
+            self.kernel = updating(name, [False] * 2 + [True] * count * (1 + moments) + [False] * count)
 
     @property
     def taken(self) -> Sequence[Parameter]:
@@ -119,15 +119,22 @@ class Optimizer(nn.Cell):
         """Everything but the weights of the network that an exact resume has to restore."""
         return [self.updates, *self.moments, *self.copies]
 
-    def construct(self, gradients: tuple[Tensor, ...], lr: Tensor) -> Tensor:
+    def construct(self, gradients: tuple[Tensor, ...], lr: Tensor, factor: Tensor | None = None) -> Tensor:
         ops.assign_add(self.updates, self.one)
-        self.update(gradients, lr)
+        if self.kernel is not None:
+            self.update_at_once(of_gradients.widen(gradients), lr, self.one if factor is None else factor)
+        else:
+            self.update(gradients if factor is None else of_gradients.scale(gradients, factor), lr)
         if self.narrows:
             _map(_narrow, self.narrow, self.copies)
         return self.updates
 
     def update(self, gradients: tuple[Tensor, ...], lr: Tensor) -> None:
-        """Change ``updated``; ``updates`` counts this one already."""
+        """Change the masters; ``updates`` counts this one already."""
+        raise NotImplementedError
+
+    def update_at_once(self, gradients: tuple[Tensor, ...], lr: Tensor, factor: Tensor) -> None:
+        """The same by ``kernel``, with ``factor`` times the gradients."""
         raise NotImplementedError
 
     def decay(self, lr: Tensor) -> None:

@@ -109,9 +109,8 @@ class SharedOptimizer(nn.Cell):
     def __init__(self, layout: Layout, world: World, build: Callable[[list[Parameter]], Optimizer]):
         super().__init__(auto_prefix=False)
         self.inner = build([flat.parameter for flat in layout.flats])
-        self.joint = None
         self.trained = ParameterTuple(layout.trained)
-        self.masters = self.updated = self.inner.masters
+        self.masters = self.inner.masters
         self.parts = ParameterTuple([flat.parameter for flat in layout.flats[: len(layout.buckets)]])
         self.buckets = Buckets(layout.buckets)
         self.gather = AllGather(world.group("fsdp"))
@@ -130,8 +129,8 @@ class SharedOptimizer(nn.Cell):
         """The float32 numbers behind these flat ones."""
         return self.inner.wide(parameters)
 
-    def construct(self, gradients: tuple[Tensor, ...], lr: Tensor) -> Tensor:
-        return self.inner(gradients, lr)
+    def construct(self, gradients: tuple[Tensor, ...], lr: Tensor, factor: Tensor | None = None) -> Tensor:
+        return self.inner(gradients, lr, factor)
 
     def publish(self, after: Tensor) -> Tensor:
         """Fill the network's weights; ``after`` is what the update returned. Returns it when that is done."""

@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from gm.compilation import Graph
 from gm.data.batches import PICTURE_FIELDS
 from gm.training import gradients
 from gm.training.ema import EMA
 from gm.training.exchange import Exchange
-from gm.training.joint import Joint
 from gm.training.loss import BATCH_FIELDS, DiffusionLoss
 from gm.training.optimizer import Optimizer, zeros
 from gm.training.scaler import SMALLEST, Differentiate, LossScale
@@ -72,7 +71,7 @@ class Update(nn.Cell):
     """Clip, optimize and average, unless loss or gradients are not finite: then no weight and no moment changes.
 
     ``construct(gradients, loss, lr)`` returns what ``Outputs`` has beside the losses. The gradients are those of the
-    optimizer's ``updated``, with the loss scale in them; what is returned is without it.
+    optimizer's ``masters``, with the loss scale in them; what is returned is without it.
     """
 
     def __init__(
@@ -85,8 +84,8 @@ class Update(nn.Cell):
     ):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
-        self.joint = optimizer.joint
         self.exchange = exchange
+        self.square_sums = gradients.SquareSums()
         self.shared = isinstance(optimizer, SharedOptimizer)
         self.max_grad_norm = max_grad_norm
         self.ema = ema
@@ -94,37 +93,33 @@ class Update(nn.Cell):
         self.none = Tensor(0.0, ms.float32)
 
     def construct(self, grads: tuple[Tensor, ...], loss: Tensor, lr: Tensor) -> tuple[Tensor, ...]:
-        sums = gradients.square_sums(grads)
+        sums = self.square_sums(grads)
         if self.exchange is not None:
             sums = self.exchange.square_sums(sums)
         norm = ops.sqrt(ops.reduce_sum(sums))
-        marks = sums if self.joint is None else self.joint.sound
         if self.scaler is not None:
             unscale = 1.0 / self.scaler.scale
             norm = norm * unscale
         updates = self.none
         if ops.isfinite(norm + loss):
+            factor = None
             if self.max_grad_norm is not None:
                 factor = gradients.clip_factor(norm, self.max_grad_norm)
                 if self.scaler is not None:
                     factor = factor * unscale
-                if self.joint is None or factor != 1.0:
-                    grads = gradients.scale(grads, factor)
             elif self.scaler is not None:
-                grads = gradients.scale(grads, unscale)
-            updates = self.optimizer(grads, lr)
+                factor = unscale
+            updates = self.optimizer(grads, lr, factor)
             if self.ema is not None:
                 updates = ops.depend(updates, self.ema(updates))
-        elif self.joint is not None:
-            marks = self.joint.marks(grads)
         # Where the gradients are Parameters, MindSpore drops a branch whose result nothing depends on.
         norm = ops.depend(norm, updates)
         if self.shared:
             norm = self.optimizer.publish(norm)  # not in the branch: a device that went alone would wait for ever
         if self.scaler is None:
-            return norm, marks
+            return norm, sums
         loss_scale, skipped = self.scaler(loss, norm)
-        return norm, marks, loss_scale, skipped
+        return norm, sums, loss_scale, skipped
 
 
 class TrainStep(Graph):
@@ -145,14 +140,12 @@ class TrainStep(Graph):
         exchange: Exchange | None = None,
     ):
         super().__init__(auto_prefix=False)
-        self.exchange, self.joint = exchange, optimizer.joint
+        self.exchange = exchange
         self.update = Update(optimizer, max_grad_norm, ema, scaler, exchange)
         self.differentiate = Differentiate(loss, optimizer.trained, scaler)
 
     def construct(self, lr: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         loss, raw_loss, grads = self.differentiate(*batch)
-        if self.joint is not None:
-            grads = self.joint(grads)
         if self.exchange is not None:
             loss, raw_loss = self.exchange.losses(loss, raw_loss)
             grads = self.exchange(grads)
@@ -160,8 +153,6 @@ class TrainStep(Graph):
 
     def take(self, parts: Sequence[tuple[Tensor, ...]], lr: Tensor) -> Outputs:
         """Update with the one batch in ``parts``."""
-        if self.joint is not None:
-            self.joint.tie()
         (batch,) = parts
         return Outputs(*self(lr, *batch))
 
@@ -170,44 +161,37 @@ class Gather(Graph):
     """Adds ``share`` of a batch's gradients to ``sums``; returns that share of its weighted and its plain loss."""
 
     def __init__(
-        self,
-        differentiate: Differentiate,
-        sums: ParameterTuple,
-        share: float,
-        exchange: Exchange | None = None,
-        joint: Joint | None = None,
+        self, differentiate: Differentiate, sums: gradients.Sums, share: float, exchange: Exchange | None = None
     ):
         super().__init__(auto_prefix=False)
-        self.differentiate, self.exchange, self.joint = differentiate, exchange, joint
+        self.differentiate, self.exchange = differentiate, exchange
         self.early = exchange is not None and exchange.early
         self.sums, self.share = sums, Tensor(share, ms.float32)
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         loss, raw_loss, grads = self.differentiate(*batch)
-        if self.joint is not None:
-            grads = self.joint(grads)
         if self.exchange is not None:
             loss, raw_loss = self.exchange.losses(loss, raw_loss)
         if self.early:
             grads = self.exchange(grads)
-        gradients.add(self.sums, grads, self.share)
+        self.sums(grads, self.share)
         return loss * self.share, raw_loss * self.share
 
 
 class Apply(Graph):
     """Updates with the summed gradients and starts the sums anew; returns what ``Update`` does."""
 
-    def __init__(self, update: Update, sums: ParameterTuple, exchange: Exchange | None = None):
+    def __init__(self, update: Update, sums: gradients.Sums, exchange: Exchange | None = None):
         super().__init__(auto_prefix=False)
         self.update, self.sums, self.exchange = update, sums, exchange
         self.late = exchange is not None and not exchange.early
 
     def construct(self, loss: Tensor, lr: Tensor) -> tuple[Tensor, ...]:
-        grads = self.sums
+        grads = self.sums.totals
         if self.late:
             grads = self.exchange(grads)
         outputs = self.update(grads, loss, lr)
-        gradients.clear(self.sums)
+        self.sums.clear()
         return outputs
 
 
@@ -224,11 +208,10 @@ class AccumulatingStep:
         scaler: LossScale | None = None,
         exchange: Exchange | None = None,
     ):
-        self.joint = optimizer.joint
         early = exchange is not None and exchange.early
-        sums = zeros(optimizer.updated if early or self.joint else optimizer.trained, "gradient")
+        sums = gradients.Sums(zeros(optimizer.masters if early else optimizer.trained, "gradient"))
         differentiate = Differentiate(loss, optimizer.trained, scaler)
-        self.gather = Gather(differentiate, sums, 1.0 / batches, exchange, self.joint)
+        self.gather = Gather(differentiate, sums, 1.0 / batches, exchange)
         self.apply = Apply(Update(optimizer, max_grad_norm, ema, scaler, exchange), sums, exchange)
 
     def set_train(self) -> None:
@@ -237,8 +220,6 @@ class AccumulatingStep:
 
     def take(self, parts: Sequence[tuple[Tensor, ...]], lr: Tensor) -> Outputs:
         """Update with the batches in ``parts``."""
-        if self.joint is not None:
-            self.joint.tie()
         losses, raw_losses = zip(*(self.gather(*batch) for batch in parts))
         loss = sum(losses)
         return Outputs(loss, sum(raw_losses), *self.apply(loss, lr))

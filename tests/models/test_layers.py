@@ -7,7 +7,6 @@ from mindspore import ops
 
 from gm.models import layers
 from gm.models.layers import gelu, quick_gelu, sinusoidal_embedding
-from gm.models.upsampling import upsample_nearest
 
 torch = pytest.importorskip("torch")
 
@@ -88,7 +87,7 @@ class TorchGatedGELU(torch.nn.Module):
 class Shifted(ms.nn.Cell):
     def __init__(self):
         super().__init__()
-        self.shift = layers.channel_shift()
+        self.shift = layers.ChannelShift()
 
     def construct(self, x):
         return self.shift(x, x[:, :, 0, 0])
@@ -108,21 +107,19 @@ def for_inference(build):
         layers.Purpose.inference = False
 
 
-def of_many_numbers(groups, channels):
-    """A norm that takes every picture for a large one."""
-    norm = layers.GroupNorm(groups, channels)
-    norm.large = 0
-    return norm
-
-
 LAYERS = {
     "linear": (lambda: layers.Linear(24, 7), lambda: torch.nn.Linear(24, 7), (5, 24)),
     "group_norm": (lambda: layers.GroupNorm(4, 16, 1e-6), lambda: torch.nn.GroupNorm(4, 16, 1e-6), (3, 16, 6, 5)),
     "group_norm of one picture": (lambda: layers.GroupNorm(2, 8), lambda: torch.nn.GroupNorm(2, 8), (1, 8, 1, 3)),
-    "group_norm of many numbers": (
-        lambda: of_many_numbers(4, 16),
-        lambda: torch.nn.GroupNorm(4, 16),
+    "group_norm and silu": (
+        lambda: layers.GroupNorm(4, 16, silu=True),
+        lambda: torch.nn.Sequential(torch.nn.GroupNorm(4, 16), torch.nn.SiLU()),
         (3, 16, 6, 5),
+    ),
+    "group_norm of many numbers": (
+        lambda: layers.GroupNorm(2, 8),
+        lambda: torch.nn.GroupNorm(2, 8),
+        (2, 8, 70, 91),
     ),
     "layer_norm": (lambda: layers.LayerNorm(24), lambda: torch.nn.LayerNorm(24), (2, 7, 24)),
     "layer_norm of another epsilon": (
@@ -141,14 +138,24 @@ LAYERS = {
         (1, 3, 1, 1),
     ),
     "convolution of many channels": (
-        lambda: layers.Conv2d(16, 7, 3, padding=1),
-        lambda: torch.nn.Conv2d(16, 7, 3, padding=1),
-        (2, 16, 5, 6),
+        lambda: layers.Conv2d(75, 139, 3, padding=1),
+        lambda: torch.nn.Conv2d(75, 139, 3, padding=1),
+        (2, 75, 5, 6),
     ),
-    "convolution of many channels of one pixel": (
-        lambda: layers.Conv2d(18, 4, 3, padding=1),
-        lambda: torch.nn.Conv2d(18, 4, 3, padding=1),
-        (2, 18, 1, 1),
+    "convolution of wide pictures": (
+        lambda: layers.Conv2d(4, 3, 3, padding=1),
+        lambda: torch.nn.Conv2d(4, 3, 3, padding=1),
+        (2, 4, 3, 300),
+    ),
+    "convolution of high pictures": (
+        lambda: layers.Conv2d(4, 3, 3, padding=1),
+        lambda: torch.nn.Conv2d(4, 3, 3, padding=1),
+        (1, 4, 70, 3),
+    ),
+    "convolution of single pixels": (
+        lambda: layers.Conv2d(40, 17, 1),
+        lambda: torch.nn.Conv2d(40, 17, 1),
+        (2, 40, 5, 6),
     ),
     "strided convolution": (
         lambda: layers.Conv2d(16, 4, 3, stride=2, padding=1),
@@ -161,11 +168,10 @@ LAYERS = {
         (2, 16, 4, 6),
     ),
     "silu": (layers.SiLU, torch.nn.SiLU, (2, 3, 16)),
-    "gated_gelu": (layers.gated_gelu, TorchGatedGELU, (2, 3, 16)),
+    "gated_gelu": (layers.GatedGELU, TorchGatedGELU, (2, 3, 16)),
     "shift": (Shifted, TorchShifted, (3, 4, 5, 2)),
-    "upsample": (upsample_nearest, lambda: torch.nn.Upsample(scale_factor=2), (2, 3, 5, 7)),
-    "upsample parts of rows": (upsample_nearest, lambda: torch.nn.Upsample(scale_factor=2), (2, 3, 9, 8)),
-    "upsample whole rows": (upsample_nearest, lambda: torch.nn.Upsample(scale_factor=2), (2, 3, 7, 13)),
+    "upsample": (layers.UpsampleNearest, lambda: torch.nn.Upsample(scale_factor=2), (2, 3, 5, 7)),
+    "upsample large pictures": (layers.UpsampleNearest, lambda: torch.nn.Upsample(scale_factor=2), (2, 3, 70, 91)),
 }
 
 
@@ -174,7 +180,8 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_formulation_is_the_layer_and_its_gradients(name, device, mode, monkeypatch):
     """What is built on each device, on a picture far from zero: all but the plain operators run on CPU alone."""
-    monkeypatch.setattr(layers, "STAND_INS", {"CPU": layers.STAND_INS.get(device, ())})
+    for table in ("STAND_INS", "KERNELS"):
+        monkeypatch.setattr(layers, table, {"CPU": getattr(layers, table).get(device, ())})
     ms.set_context(mode=mode)
     ours, theirs, shape = LAYERS[name]
     ours, theirs = ours(), theirs()
@@ -207,27 +214,8 @@ def test_a_product_with_a_bias_is_the_same_in_one_kernel(mode):
     np.testing.assert_allclose(linear(ms.Tensor(x)).asnumpy(), x @ weight.T + bias, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("prepared", [lambda build: build(), for_inference], ids=["training", "inference"])
-def test_one_convolution_takes_small_and_large_pictures(prepared):
-    """Those of less than ``large`` numbers are gathered, unless it is one alone."""
-    ours = prepared(lambda: layers.Conv2d(16, 8, 3, padding=1))
-    theirs = torch.nn.Conv2d(16, 8, 3, padding=1)
-    assert ours.stands_in
-    assert not layers.Conv2d(16, 8, 3).stands_in
-    rng = np.random.default_rng(3)
-    for parameter, reference in zip(ours.trainable_params(), theirs.parameters()):
-        parameter.set_data(ms.Tensor(reference.detach().numpy()))
-    ours.large = 16 * 2 * 5 * 6
-    not_gathered = ((2, 5, 6), (1, 3, 4))
-    for batch, height, width in ((2, 3, 4), (2, 4, 5), (3, 7, 2), (4, 1, 1), *not_gathered):
-        x = rng.normal(size=(batch, 16, height, width)).astype(np.float32)
-        expected = theirs(torch.from_numpy(x)).detach().numpy()
-        np.testing.assert_allclose(ours(ms.Tensor(x)).asnumpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
 NORMS = {
     "group_norm": (lambda: layers.GroupNorm(2, 8), (2, 8, 5, 12), 4 * 60),
-    "group_norm of many numbers": (lambda: of_many_numbers(2, 8), (2, 8, 5, 12), 4 * 60),
     "layer_norm": (lambda: layers.LayerNorm(12), (2, 8, 5, 12), 12),
 }
 

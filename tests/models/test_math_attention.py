@@ -1,7 +1,8 @@
-"""Attention in pieces: the definition, its gradient, whatever the size of the pieces, and memory that stays bounded."""
+"""Attention written out: the definition, its gradient, in pieces of any size or by a kernel, in bounded memory."""
 
 import subprocess
 import sys
+from unittest import mock
 
 import mindspore as ms
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Tensor, nn, ops
 
+from gm.models import layers
 from gm.models.math_attention import MathAttention, heads_apart, heads_joined, pieces
 
 HEADS, QUERIES, KEYS, WIDTH = 3, 5, 5, 16
@@ -56,21 +58,22 @@ def expected(query, key, value, slopes, causal):
 
 
 class HeadsApart(nn.Cell):
-    """An attention that takes rows of heads side by side, for maps (B * H, N, D).
+    """An attention that takes rows of heads side by side, for maps (B * H, N, D)."""
 
-    ``laid_out``: keys and values are laid out before they are given.
-    """
-
-    def __init__(self, attention: MathAttention, batch: int, heads: int = 1, laid_out: bool = False):
+    def __init__(self, attention: MathAttention, batch: int, heads: int = 1):
         super().__init__()
-        self.attention, self.batch, self.heads, self.laid_out = attention, batch, heads, laid_out
+        self.attention, self.batch, self.heads = attention, batch, heads
 
     def construct(self, query, key, value):
         rows = [heads_joined(x, self.batch, self.heads) for x in (query, key, value)]
-        if self.laid_out:
-            rows = [rows[0]] + [self.attention.laid_out(x, self.batch, self.heads) for x in rows[1:]]
         out = self.attention(rows[0], rows[1], rows[2], self.batch, self.heads)
         return heads_apart(out, self.batch, self.heads)
+
+
+def in_pieces(*options) -> MathAttention:
+    """As where there is no kernel."""
+    with mock.patch.dict(layers.KERNELS, {"CPU": ()}):
+        return MathAttention(WIDTH, *options)
 
 
 def arrays(keys: int, seed: int) -> list[np.ndarray]:
@@ -84,8 +87,8 @@ def test_output_and_gradients_are_the_definition_for_every_size_of_the_pieces(ca
     inputs = arrays(keys, seed=0)
     wanted = expected(*inputs, causal)
     batch = HEADS // heads
-    cells = [Gradients(HeadsApart(MathAttention(WIDTH, causal, most), batch, heads)) for most in SIZES[causal]]
-    cells.append(Gradients(HeadsApart(MathAttention(WIDTH, causal), batch, heads, laid_out=True)))
+    cells = [Gradients(HeadsApart(in_pieces(causal, most), batch, heads)) for most in SIZES[causal]]
+    cells.append(Gradients(HeadsApart(MathAttention(WIDTH, causal), batch, heads)))
     for cell in cells:
         out, gradients = cell(*(Tensor(array, ms.float32) for array in inputs))
         for ours, right in zip((out, *gradients), wanted):
@@ -114,11 +117,14 @@ def test_a_common_part_of_the_gradient_is_not_lost_to_rounding():
     assert error <= 2 * out_rounding / np.sqrt(WIDTH) * np.abs(inputs[1].astype(np.float64)).max()
 
 
-def test_pynative_gives_the_same():
+@pytest.mark.parametrize(
+    "build", [in_pieces, lambda *options: MathAttention(WIDTH, *options)], ids=["pieces", "kernel"]
+)
+def test_pynative_gives_the_same(build):
     inputs = arrays(KEYS, seed=3)
     wanted = expected(*inputs, causal=True)
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    attention = HeadsApart(MathAttention(WIDTH, True, 3 * KEYS), HEADS)
+    attention = HeadsApart(build(True, 3 * KEYS), HEADS)
     *given_inputs, slopes = (Tensor(array, ms.float32) for array in inputs)
     gradients = ops.GradOperation(get_all=True, sens_param=True)(attention)(*given_inputs, slopes)
     for ours, right in zip((attention(*given_inputs), *gradients), wanted):
@@ -131,15 +137,19 @@ import gm, numpy as np, sys
 from mindspore import Tensor, nn, ops
 import mindspore as ms
 from tests.models.test_math_attention import Gradients, HeadsApart
+from gm.models import layers
+from gm.models import layers
 from gm.models.math_attention import MathAttention
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 
+if sys.argv[1] == "pieces":
+    layers.KERNELS = {}
 ms.set_context(mode=ms.GRAPH_MODE)
 rng = np.random.default_rng(0)
 inputs = [Tensor(rng.normal(size=(4, 4096, 16)), ms.float32) for _ in range(4)]
-cell = Gradients(HeadsApart(MathAttention(16, False, int(sys.argv[1])), 4))
+cell = Gradients(HeadsApart(MathAttention(16, False, 2**22), 4))
 before = peak()
 out, gradients = cell(*inputs)
 [array.asnumpy() for array in (out, *gradients)]
@@ -149,6 +159,7 @@ print(peak() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_forward_and_backward_never_hold_the_score_matrix():
-    done = subprocess.run([sys.executable, "-c", PEAK, str(2**22)], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("how", ["pieces", "kernel"])
+def test_forward_and_backward_never_hold_the_score_matrix(how):
+    done = subprocess.run([sys.executable, "-c", PEAK, how], capture_output=True, text=True, check=True)
     assert int(done.stdout.split()[-1]) < 4 * 4 * 4096 * 4096  # one float32 score matrix

@@ -1,4 +1,4 @@
-"""scripts/setup.sh when things go wrong: one line, and the same command goes on. Python, pip and df are stand-ins."""
+"""scripts/setup.sh when things go wrong: one line, and the same command goes on. Python, pip, df, c++ are stand-ins."""
 
 import os
 import shutil
@@ -52,6 +52,7 @@ case "$1 $2" in
         mkdir -p "$1/mindspore-2.8.0.dist-info"
         exit 0 ;;
     "-c import gm, mindspore") [ -z "$FAKE_MINDSPORE" ] && exit 0; echo "ImportError: $FAKE_MINDSPORE"; exit 1 ;;
+    "-c from gm.kernels"*) echo compile >>"$CALLS"; exit "${{FAKE_COMPILER:-0}}" ;;
     "-c import ensurepip, venv") exit "${{FAKE_VENV:-0}}" ;;
 esac
 case "$here" in */.venv*) exec "$here/real" "$@" ;; esac
@@ -70,6 +71,12 @@ class Sandbox:
         shutil.copy(ROOT / "pyproject.toml", self.project)
         for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool))
+        self.put("c++", "#!/bin/sh\n")
+        self.ascend = folder / "davinci_manager"  # in place of the driver's, which this machine may have
+        script = self.project / "scripts" / "setup.sh"
+        text = script.read_text()
+        assert "/dev/davinci_manager" in text
+        script.write_text(text.replace("/dev/davinci_manager", str(self.ascend)))
         self.environment = {"PATH": str(self.bin), "CALLS": str(self.calls), "HOME": str(folder), "LC_ALL": "C"}
 
     def put(self, name: str, text: str) -> None:
@@ -99,8 +106,11 @@ class Sandbox:
             raise
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
-    def pip_calls(self) -> list[str]:
+    def noted(self) -> list[str]:
         return self.calls.read_text().splitlines() if self.calls.exists() else []
+
+    def pip_calls(self) -> list[str]:
+        return [call for call in self.noted() if call != "compile"]
 
     def works(self) -> bool:
         """The same command again does it, and once more finds nothing left to do."""
@@ -277,6 +287,46 @@ def test_extras_are_added_and_stay(sandbox):
     assert sandbox.pip_calls()[-1].endswith("[reference,test]")
     sandbox.run("--extras", "test")
     sandbox.run()
+    assert len(sandbox.pip_calls()) == 2
+
+
+def test_without_a_compiler_one_comes_along_and_compiles_at_once(sandbox):
+    (sandbox.bin / "c++").unlink()
+    assert sandbox.run("--extras", "test").returncode == 0
+    pip, then = sandbox.noted()
+    assert pip.endswith(f"--editable {sandbox.project}[compiler,test]")
+    assert then == "compile"
+    again = sandbox.run("--extras", "test")
+    assert (again.returncode, again.stdout, len(sandbox.noted())) == (0, "", 2)
+
+
+def test_kernels_that_do_not_compile_are_no_failure(sandbox):
+    (sandbox.bin / "c++").unlink()
+    assert sandbox.run(FAKE_COMPILER="1").returncode == 0
+    assert sandbox.works()
+
+
+@pytest.mark.parametrize("there", ["c++", "g++", "clang++", "CXX", "Ascend"])
+def test_with_a_compiler_or_ascend_devices_none_comes_along(sandbox, there):
+    (sandbox.bin / "c++").unlink()
+    if there == "CXX":
+        sandbox.environment["CXX"] = "ccache mine"
+    elif there == "Ascend":
+        sandbox.ascend.touch()
+    else:
+        sandbox.put(there, "#!/bin/sh\n")
+    assert sandbox.works()
+    (call,) = sandbox.noted()
+    assert call.endswith(f"--editable {sandbox.project}")
+
+
+def test_a_compiler_that_goes_away_is_replaced_and_one_that_comes_back_changes_nothing(sandbox):
+    sandbox.run()
+    (sandbox.bin / "c++").unlink()
+    assert sandbox.works()
+    assert sandbox.pip_calls()[-1].endswith("[compiler]")
+    sandbox.put("c++", "#!/bin/sh\n")
+    assert sandbox.works()
     assert len(sandbox.pip_calls()) == 2
 
 

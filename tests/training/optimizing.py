@@ -38,8 +38,6 @@ class Driver(nn.Cell):
         self.optimizer = optimizer
 
     def construct(self, lr, *gradients):
-        if self.optimizer.joint is not None:
-            gradients = self.optimizer.joint(gradients)
         return self.optimizer(gradients, lr)
 
 

@@ -56,7 +56,7 @@ def test_what_is_kept_is_what_the_tensors_take(monkeypatch, stage, half):
     assert found.kept == pytest.approx(nbytes(held), rel=1e-6)
     assert found.weights == nbytes(parts.weights)
     assert found.average == nbytes(parts.ema.state)
-    assert found.sums == nbytes(parts.step.gather.sums)
+    assert found.sums == nbytes(parts.step.gather.sums.totals)
 
 
 def test_sdxl_by_hand():

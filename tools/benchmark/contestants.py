@@ -62,14 +62,13 @@ def suite(model: Model) -> Contest:
 
     from gm.models.build import build_unet
     from gm.training.adamw import AdamW
-    from gm.training.joint import joins
     from gm.training.loss import DiffusionLoss
     from gm.training.step import TrainStep, tensors
 
     ms.set_context(mode=ms.GRAPH_MODE)
     unet = build_unet(model.unet, seed=0)
     trained = list(unet.trainable_params())
-    optimizer = AdamW(trained, weight_decay=WEIGHT_DECAY, joint=joins(trained))
+    optimizer = AdamW(trained, weight_decay=WEIGHT_DECAY)
     step = TrainStep(DiffusionLoss(unet, LATENT_SCALE), optimizer, max_grad_norm=MAX_GRAD_NORM)
     step.set_train()
     batch, lr = tensors(model.arrays()), ms.Tensor(LEARNING_RATE, ms.float32)
