@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up .venv, check the style and run the tests. What CI runs (.ci/run), and what a change must pass.
 #
-#   bash scripts/test.sh            # everything, the quickstart included: some 35 minutes on 2 cores
+#   bash scripts/test.sh            # everything, the quickstart included: some 30 minutes on 2 cores
 #   bash scripts/test.sh --fast     # without the tests marked slow or reference
 #   bash scripts/test.sh [--fast] tests/diffusion -k snr    # the rest goes to pytest, which then runs in one process
 #

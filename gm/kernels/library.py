@@ -37,8 +37,8 @@ def library() -> Path | None:
     compiler = find_compiler()
     if compiler is None:
         log.warning(
-            "no C++ compiler found: MindSpore's own kernels do all of the work, which takes up to twice as long; "
-            "install g++ or clang++, or: pip install ziglang"
+            "no C++ compiler found: MindSpore's own kernels do all of the work, which takes two to three times as "
+            "long; install g++ or clang++, or: pip install ziglang"
         )
         return None
     try:
@@ -46,8 +46,8 @@ def library() -> Path | None:
         ctypes.CDLL(str(place))  # here an error is a line in the log; within a graph it would end the program
     except (OSError, subprocess.SubprocessError) as error:
         log.warning(
-            "the C++ kernels cannot be compiled or loaded, so MindSpore's own do all of the work, which takes up to "
-            "twice as long: %s: %s (CXX names another compiler)",
+            "the C++ kernels cannot be compiled or loaded, so MindSpore's own do all of the work, which takes two to "
+            "three times as long: %s: %s (CXX names another compiler)",
             " ".join(compiler),
             _reason(error),
         )

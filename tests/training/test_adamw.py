@@ -4,6 +4,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from gm.models import layers
 from gm.training.adamw import AdamW
 from tests.training.optimizing import history, parameters, run, torch_parameters, torch_run
 
@@ -22,10 +23,12 @@ def float64_adamw(values, beta1, beta2, epsilon, weight_decay):
     return values
 
 
+@pytest.mark.parametrize("kernels", [layers.KERNELS, {}], ids=["kernel", "operators"])
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
 @pytest.mark.parametrize(("beta1", "beta2", "epsilon", "decay"), [(0.9, 0.999, 1e-8, 0.1), (0.0, 0.95, 1e-4, 0.0)])
-def test_equals_float64(mode, beta1, beta2, epsilon, decay):
+def test_equals_float64(mode, kernels, monkeypatch, beta1, beta2, epsilon, decay):
     ms.set_context(mode=mode)
+    monkeypatch.setattr(layers, "KERNELS", kernels)
     trained = parameters()
     expected = float64_adamw([p.asnumpy() for p in trained], beta1, beta2, epsilon, decay)
     run(AdamW(trained, beta1, beta2, epsilon, decay))

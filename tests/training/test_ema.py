@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, ops
 
+from gm.models import layers
 from gm.training.ema import EMA
 
 
@@ -17,8 +18,10 @@ def move(weight: Parameter, rng) -> None:
     ops.assign(weight, Tensor(rng.standard_normal(weight.shape), ms.float32))
 
 
+@pytest.mark.parametrize("kernels", [layers.KERNELS, {}], ids=["kernel", "operators"])
 @pytest.mark.parametrize(("decay", "interval"), [(0.5, 1), (0.9999, 1), (0.9999, 4)])
-def test_average_and_its_warm_up(decay, interval):
+def test_average_and_its_warm_up(decay, interval, kernels, monkeypatch):
+    monkeypatch.setattr(layers, "KERNELS", kernels)
     rng = np.random.default_rng(0)
     weights = weights_of(rng)
     ema = EMA(weights, decay, interval)

@@ -4,14 +4,17 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from gm.models import layers
 from gm.training.lion import Lion
 from tests.training.optimizing import history, parameters, run
 
 
+@pytest.mark.parametrize("kernels", [layers.KERNELS, {}], ids=["kernel", "operators"])
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
 @pytest.mark.parametrize(("beta1", "beta2", "decay"), [(0.9, 0.99, 0.1), (0.95, 0.98, 0.0)])
-def test_equals_float64(mode, beta1, beta2, decay):
+def test_equals_float64(mode, kernels, monkeypatch, beta1, beta2, decay):
     ms.set_context(mode=mode)
+    monkeypatch.setattr(layers, "KERNELS", kernels)
     trained = parameters()
     values = [parameter.asnumpy().astype(np.float64) for parameter in trained]
     moments = [np.zeros_like(value) for value in values]

@@ -11,8 +11,8 @@ installed. All but one are stopped (SIGSTOP) while that one takes its steps, tur
 drifts is as fair to one as to the other. Printed are medians over the turns, seconds of the first step (compilation),
 and the peak of resident memory, each with its ratio to diffusers (to the first row where diffusers is missing).
 ``--restart`` starts the suite twice with one compile cache and prints both first steps. ``--without`` adds the suite
-without each of what stands in for plain operators on the CPU (``STAND_INS`` in ``gm/models/layers.py``), or without the
-``allocator`` it begins anew with.
+without each of what stands in for plain operators on the CPU (``STAND_INS`` and ``KERNELS`` in
+``gm/models/layers.py``), without all ``kernels``, or without the ``allocator`` it begins anew with.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from gm.errors import SuiteError, UsageError, run_door
 FIGURES = ("first_seconds", "step_seconds", "peak_gigabytes")
 
 
-ALLOCATOR = "allocator"
+ALLOCATOR, ALL_KERNELS = OTHERS = ("allocator", "kernels")
 
 
 def serve(contestant: str, model: str, compile_cache: str | None, without: str | None) -> None:
@@ -67,13 +67,18 @@ def serve(contestant: str, model: str, compile_cache: str | None, without: str |
 
 
 def leave_out(layer: str) -> None:
-    """Let no layer take this stand-in."""
+    """Let no layer take this stand-in, or any kernel."""
     from gm.models import layers
 
-    known = layers.STAND_INS["CPU"]
-    if layer not in known:
-        raise UsageError(f"--without {layer}: no such stand-in; there are {', '.join((*known, ALLOCATOR))}")
-    layers.STAND_INS = {"CPU": tuple(name for name in known if name != layer)}
+    tables = (layers.STAND_INS, layers.KERNELS)
+    known = [name for table in tables for name in table["CPU"]]
+    if layer == ALL_KERNELS:
+        layers.KERNELS = {}
+    elif layer in known:
+        for table in tables:
+            table["CPU"] = tuple(name for name in table["CPU"] if name != layer)
+    else:
+        raise UsageError(f"--without {layer}: no such stand-in; there are {', '.join((*known, *OTHERS))}")
 
 
 def tell(answer: dict) -> None:

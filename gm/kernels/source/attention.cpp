@@ -34,14 +34,24 @@ Shape shape_of(const Arguments &args, int sizes, int query, int key) {
   return shape;
 }
 
+float largest(const float *x, int64_t count) {
+  float most = x[0];
+  int64_t i = 0;
+  if (count >= LANES) {  // written out: clang makes no vector code of a reduction by max
+    Vector found = at(x);
+    for (i = LANES; i + LANES <= count; i += LANES) found = at(x + i) > found ? at(x + i) : found;
+    for (int lane = 0; lane < LANES; ++lane) most = found[lane] > most ? found[lane] : most;
+  }
+  for (; i < count; ++i) most = x[i] > most ? x[i] : most;
+  return most;
+}
+
 // The products of `rows` queries from `first` on become weights, of which each row is still to be divided by its sum.
 void softmax(float *scores, int64_t rows, int64_t first, const Shape &shape, float scale, float *sums) {
   for (int64_t i = 0; i < rows; ++i) {
     float *line = scores + i * shape.row();
     const int64_t seen = shape.causal ? std::min(shape.keys, first + i + 1) : shape.keys;
-    float most = line[0];
-#pragma omp simd reduction(max : most)
-    for (int64_t j = 0; j < seen; ++j) most = line[j] > most ? line[j] : most;
+    const float most = largest(line, seen);
     float total = 0.0f;
 #pragma omp simd reduction(+ : total)
     for (int64_t j = 0; j < seen; ++j) {

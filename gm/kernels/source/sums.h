@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-constexpr int64_t PART = 4096;
+constexpr int64_t PART = 1024;
 
 inline double sum(const float *x, int64_t count) {
   double all = 0.0;
