@@ -34,6 +34,7 @@ cd "$root"
 run bash scripts/setup.sh --extras "$extras" --venv "$venv"
 run "$venv/bin/ruff" check .
 run "$venv/bin/ruff" format --check .
+run "$venv/bin/clang-format" --dry-run --Werror gm/kernels/source/*
 if [ $# -gt 0 ]; then
     run "$venv/bin/python" -m pytest --timeout 900 "$@"
 else

@@ -17,8 +17,9 @@ struct Shape {
   int64_t batch, heads, queries, keys, width;
   bool causal;
 
-  int64_t step() const { return heads * width; }  // from one row of a head to the next: others lie side by side with it
-  int64_t query(int64_t head) const { return (head / heads * queries * heads + head % heads) * width; }  // its first row
+  // Heads lie side by side: from one row of a head to the next, and its first rows.
+  int64_t step() const { return heads * width; }
+  int64_t query(int64_t head) const { return (head / heads * queries * heads + head % heads) * width; }
   int64_t key(int64_t head) const { return (head / heads * keys * heads + head % heads) * width; }
   int64_t row() const { return padded(keys); }  // of scores
   int64_t block() const { return std::min(queries, std::max<int64_t>(TALL, SCORES / row() / TALL * TALL)); }
@@ -116,7 +117,8 @@ KERNEL(attention_grad) {
   const float scale = 1.0f / std::sqrt(static_cast<float>(width));
   const int64_t cost = shape.queries * shape.keys * width / 8;
   parallel(shape.batch * shape.heads, cost, [=](int64_t from, int64_t to, int64_t) {
-    float *keys = scratch<0>(width * row), *values = scratch<1>(width * row), *rows_of_keys = scratch<2>(shape.keys * wide);
+    float *keys = scratch<0>(width * row), *values = scratch<1>(width * row);
+    float *rows_of_keys = scratch<2>(shape.keys * wide);
     float *weights = scratch<3>(block * row), *slopes = scratch<4>(block * row), *sums = scratch<5>(block);
     float *queries = scratch<6>(block * wide), *outs = scratch<7>(block * wide), *mixed = scratch<8>(block * wide);
     float *by_key = scratch<9>(shape.keys * wide), *by_value = scratch<10>(shape.keys * wide);

@@ -1,9 +1,9 @@
 // Convolutions with square kernels, stride 1 and the padding that keeps the size of a picture.
 //
-// A picture's channels are copied to where there is a margin around them. There the lines of a picture follow each other
-// with the margin between, so what one place of the kernel sees of many pixels in a row is a row of numbers, wherever it
-// begins: the product of kernels and pictures reads them from there, and no ninefold picture exists. What it computes for
-// the margins is thrown away.
+// A picture's channels are copied to where there is a margin around them. There the lines of a picture follow each
+// other with the margin between, so what one place of the kernel sees of many pixels in a row is a row of numbers,
+// wherever it begins: the product of kernels and pictures reads them from there, and no ninefold picture exists. What
+// it computes for the margins is thrown away.
 
 #include <vector>
 
@@ -14,8 +14,8 @@
 
 namespace {
 
-constexpr int64_t PANEL = 128;    // pixels, about, of whole lines, that are computed at once
-constexpr int64_t CHANNELS = 32;  // of which so many channels are copied at a time
+constexpr int64_t PANEL = 128;       // pixels, about, of whole lines, that are computed at once
+constexpr int64_t CHANNELS = 32;     // of which so many channels are copied at a time
 constexpr int64_t RESULT = 1 << 14;  // numbers, about, that one core makes of them
 
 struct Pictures {
@@ -34,7 +34,7 @@ struct Panel {
   int64_t side, width, height, lines;
 
   int64_t reach() const { return side / 2; }
-  int64_t line() const { return width + 2 * reach(); }  // with its margin
+  int64_t line() const { return width + 2 * reach(); }            // with its margin
   int64_t count() const { return lines * line() - 2 * reach(); }  // from the first pixel to the last, margins between
   int64_t plane() const { return (lines + 2 * reach()) * line(); }
   int64_t offset(int64_t place) const { return place / side * line() + place % side; }  // of what a kernel's place sees
@@ -62,19 +62,21 @@ void copy(const float *planes, const Panel &panel, int64_t channels, int64_t fir
 }
 
 // x (B, C, H, W), kernels (outputs, C * places), bias (outputs) or none -> y (B, outputs, H, W)
-void convolve(const float *x, const Pictures &of, const float *kernels, const float *bias, int64_t side, int64_t outputs,
-              float *y) {
+void convolve(const float *x, const Pictures &of, const float *kernels, const float *bias, int64_t side,
+              int64_t outputs, float *y) {
   const Panel panel = panel_of(of, side);
-  const int64_t places = side * side, panels = (of.height + panel.lines - 1) / panel.lines, depth = of.channels * places;
+  const int64_t places = side * side, depth = of.channels * places;
+  const int64_t panels = (of.height + panel.lines - 1) / panel.lines;
   const int64_t row = padded(panel.count());
   const int64_t share = std::min(outputs, std::max<int64_t>(TALL, RESULT / row / TALL * TALL));
   const int64_t shares = (outputs + share - 1) / share;
   const int64_t cost = panel.count() * depth * share / 16;
   parallel(of.batch * panels * shares, cost, [=](int64_t from, int64_t to, int64_t) {
-    float *planes = scratch<0>(CHANNELS * panel.plane() + WIDE + panel.offset(places)), *result = scratch<1>(share * row);
-    int64_t *offsets = reinterpret_cast<int64_t *>(scratch<2>(2 * CHANNELS * places));
-    for (int64_t i = 0; i < CHANNELS * places; ++i)
-      offsets[i] = i / places * panel.plane() + panel.offset(i % places);
+    // What is computed beyond the last pixel is read from beyond the last plane.
+    float *planes = scratch<0>(CHANNELS * panel.plane() + WIDE), *result = scratch<1>(share * row);
+    std::vector<int64_t> seen(CHANNELS * places);  // where the first pixel sees each channel and place
+    for (int64_t i = 0; i < CHANNELS * places; ++i) seen[i] = i / places * panel.plane() + panel.offset(i % places);
+    const int64_t *offsets = seen.data();
     for (int64_t item = from; item < to; ++item) {
       const int64_t output = item % shares * share, first = item / shares % panels * panel.lines;
       const int64_t picture = item / shares / panels, made = std::min(share, outputs - output);
@@ -83,8 +85,9 @@ void convolve(const float *x, const Pictures &of, const float *kernels, const fl
         const float *weights = kernels + output * depth + channel * places;
         copy(x + picture * of.size() + channel * of.pixels(), panel, channels, first, planes);
         for (int64_t j = 0; j < row; j += WIDE) {
-          strip(made, panel.count() - j, channels * places, [=](int64_t i) { return weights + i * depth; }, 1,
-                [=](int64_t inner) { return planes + offsets[inner] + j; }, result + j, row, channel > 0);
+          const auto left = [=](int64_t i) { return weights + i * depth; };
+          const auto right = [=](int64_t inner) { return planes + offsets[inner] + j; };
+          strip(made, panel.count() - j, channels * places, left, 1, right, result + j, row, channel > 0);
         }
       }
       for (int64_t i = 0; i < made; ++i) {
@@ -109,7 +112,8 @@ KERNEL(convolution) {
 
 // dy (B, out, H, W), kernels (out, C, k, k) -> dx (B, C, H, W): a convolution with the kernels turned around
 KERNEL(convolution_grad_input) {
-  const int64_t outputs = args.length(1, 0), channels = args.length(1, 1), side = args.length(1, 2), places = side * side;
+  const int64_t outputs = args.length(1, 0), channels = args.length(1, 1), side = args.length(1, 2);
+  const int64_t places = side * side;
   const float *kernels = args[1];
   std::vector<float> turned(outputs * channels * places);
   float *rows = turned.data();
@@ -168,10 +172,11 @@ KERNEL(convolution_grad_kernels) {
       const int64_t channel = share * SOME, channels = std::min(SOME, of.channels - channel), rows = channels * places;
       for (int64_t item = 0; item < of.batch * panels; ++item) {
         copy(x + item / panels * of.size() + channel * pixels, panel, channels, item % panels * panel.lines, planes);
-        const float *right = slopes + item * count * wide;
+        const auto left = [=](int64_t i) { return planes + i / places * panel.plane() + panel.offset(i % places); };
         for (int64_t j = 0; j < wide; j += WIDE) {
-          strip(rows, outputs - j, count, [=](int64_t i) { return planes + i / places * panel.plane() + panel.offset(i % places); }, 1,
-                [=](int64_t inner) { return right + j * count + inner * WIDE; }, sums + j, wide, item > 0);
+          const float *columns = slopes + item * count * wide + j * count;
+          const auto right = [=](int64_t inner) { return columns + inner * WIDE; };
+          strip(rows, outputs - j, count, left, 1, right, sums + j, wide, item > 0);
         }
       }
       for (int64_t output = 0; output < outputs; ++output)

@@ -29,12 +29,12 @@ inline bool all_float32(int count, const char **types) {
 }
 
 // `KERNEL(name) { ... args ... }` defines what MindSpore calls by this name; it tells other types than float32 by 1.
-#define KERNEL(name)                                                                                           \
-  static void name##_kernel(const Arguments &args);                                                            \
+#define KERNEL(name)                                                                                               \
+  static void name##_kernel(const Arguments &args);                                                                \
   extern "C" __attribute__((visibility("default"))) int name(int count, void **data, int *ranks, int64_t **shapes, \
-                                                             const char **types, void *, void *) {             \
-    if (!all_float32(count, types)) return 1;                                                                  \
-    name##_kernel(Arguments{count, data, ranks, shapes});                                                      \
-    return 0;                                                                                                  \
-  }                                                                                                            \
+                                                             const char **types, void *, void *) {                 \
+    if (!all_float32(count, types)) return 1;                                                                      \
+    name##_kernel(Arguments{count, data, ranks, shapes});                                                          \
+    return 0;                                                                                                      \
+  }                                                                                                                \
   static void name##_kernel(const Arguments &args)

@@ -52,6 +52,7 @@ KERNEL(channel_shift_grad) {
   const float *dy = args[0];
   float *dshift = args[1];
   parallel(planes, pixels, [=](int64_t first, int64_t last, int64_t) {
-    for (int64_t plane = first; plane < last; ++plane) dshift[plane] = static_cast<float>(sum(dy + plane * pixels, pixels));
+    for (int64_t plane = first; plane < last; ++plane)
+      dshift[plane] = static_cast<float>(sum(dy + plane * pixels, pixels));
   });
 }

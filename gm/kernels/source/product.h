@@ -66,8 +66,8 @@ inline void rows(int64_t m, int64_t k, Left &&left, int64_t step, Right &&right,
 
 // The same of any number of rows, and of `width` columns, WIDE at most.
 template <class Left, class Right>
-inline void strip(int64_t m, int64_t width, int64_t k, Left &&left, int64_t step, Right &&right, float *c, int64_t c_row,
-                  bool add) {
+inline void strip(int64_t m, int64_t width, int64_t k, Left &&left, int64_t step, Right &&right, float *c,
+                  int64_t c_row, bool add) {
   if (width > LANES)
     rows<2>(m, k, left, step, right, c, c_row, add);
   else
@@ -98,14 +98,15 @@ inline void pack(const float *b, int64_t k, int64_t n, int64_t row, int64_t step
 
 // c (m, n) = [c +] a (m, k) b (k, n), b as `pack` leaves it. Rows of a are `row` numbers apart and its columns `step`;
 // those of c have room for whole tiles.
-inline void product(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t step, const float *b, float *c,
-                    int64_t c_row, bool add) {
+inline void product(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t step, const float *b,
+                    float *c, int64_t c_row, bool add) {
   for (int64_t from = 0; from < k; from += DEEP) {
     const int64_t depth = std::min(DEEP, k - from);
     for (int64_t j = 0; j < n; j += WIDE) {
       const float *columns = b + j * k + from * WIDE;
-      strip(m, n - j, depth, [=](int64_t i) { return a + i * row + from * step; }, step,
-            [=](int64_t inner) { return columns + inner * WIDE; }, c + j, c_row, add || from > 0);
+      const auto left = [=](int64_t i) { return a + i * row + from * step; };
+      const auto right = [=](int64_t inner) { return columns + inner * WIDE; };
+      strip(m, n - j, depth, left, step, right, c + j, c_row, add || from > 0);
     }
   }
 }

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #ifdef __linux__
@@ -44,7 +45,10 @@ int cores() {
 class Pool {
  public:
   Pool() {
-    for (int index = 1; index < cores(); ++index) std::thread(&Pool::serve, this).detach(), ++workers_;
+    try {
+      for (int index = 1; index < cores(); ++index) std::thread(&Pool::serve, this).detach(), ++workers_;
+    } catch (const std::system_error &) {  // no more threads to be had: those there are will do
+    }
   }
 
   void run(int64_t chunks, Body body, void *context) {
@@ -66,7 +70,7 @@ class Pool {
       open_ = false;
     }
     for (int spins = 0; joined_.load(std::memory_order_acquire) > 0; ++spins) {
-      if (spins < SPINS) pause(); else std::this_thread::yield();
+      spins < SPINS ? pause() : std::this_thread::yield();
     }
   }
 

@@ -24,9 +24,10 @@ void parallel(int64_t items, int64_t cost, F &&body) {
     F &body;
     int64_t items, step;
   } context{body, items, grain(cost)};
-  run_chunks((items + context.step - 1) / context.step, [](void *raw, int64_t chunk) {
+  const Body one = [](void *raw, int64_t chunk) {
     auto &work = *static_cast<Context *>(raw);
     const int64_t first = chunk * work.step;
     work.body(first, std::min(work.items, first + work.step), chunk);
-  }, &context);
+  };
+  run_chunks((items + context.step - 1) / context.step, one, &context);
 }
