@@ -5,14 +5,14 @@ from functools import cache
 import mindspore as ms
 from mindspore import Tensor, nn
 
-from gm.kernels.operators import operator
+from gm.kernels.operators import Shapes, operator
 
 
 def _normed_rows(x, *rest):
     return x, x[:-1], x[:-1]
 
 
-def _rows_grad(dy, x, weight, *rest):
+def _norm_grad(dy, x, weight, *rest):
     return x, weight, weight
 
 
@@ -40,10 +40,6 @@ def _planes(dy):
     return dy[:2]
 
 
-def _pictures_grad(dy, x, weight, *rest):
-    return x, weight, weight
-
-
 class LayerNorm(nn.Cell):
     """x (..., C), weight (C,), bias (C,) -> y (..., C), and what the backward pass takes."""
 
@@ -51,7 +47,7 @@ class LayerNorm(nn.Cell):
         super().__init__()
         self.eps = Tensor([eps], ms.float32)
         self.forward = operator("layer_norm", 3, _normed_rows)
-        self.backward = operator("layer_norm_grad", 3, _rows_grad)
+        self.backward = operator("layer_norm_grad", 3, _norm_grad)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.forward(x, weight, bias, self.eps)
@@ -79,7 +75,7 @@ class GroupNorm(nn.Cell):
             return x, [x[0], groups], [x[0], groups]
 
         self.forward = operator(name, 3, shapes)
-        self.backward = operator(f"{name}_grad", 3, _pictures_grad)
+        self.backward = operator(f"{name}_grad", 3, _norm_grad)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.forward(x, weight, bias, self.eps)
@@ -95,28 +91,13 @@ class GroupNorm(nn.Cell):
         return self.backward(gradients[0], x, weight, bias, out[1], out[2])
 
 
-class GatedGELU(nn.Cell):
-    """x (..., 2 C) -> (..., C): the left half times the exact GELU of the right one."""
+class Activation(nn.Cell):
+    """The kernel ``name`` of one tensor; ``shape`` of that one's shape is the result's."""
 
-    def __init__(self):
+    def __init__(self, name: str, shape: Shapes):
         super().__init__()
-        self.forward = operator("gated_gelu", 1, _gated)
-        self.backward = operator("gated_gelu_grad", 1, _like_second)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.forward(x)
-
-    def bprop(self, x: Tensor, out: Tensor, gradient: Tensor) -> tuple[Tensor]:
-        return (self.backward(gradient, x),)
-
-
-class SiLU(nn.Cell):
-    """``x * sigmoid(x)``."""
-
-    def __init__(self):
-        super().__init__()
-        self.forward = operator("silu", 1, _like_first)
-        self.backward = operator("silu_grad", 1, _like_second)
+        self.forward = operator(name, 1, shape)
+        self.backward = operator(f"{name}_grad", 1, _like_second)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.forward(x)
@@ -157,7 +138,17 @@ class ChannelShift(nn.Cell):
 
 layer_norm = cache(LayerNorm)
 group_norm = cache(GroupNorm)
-gated_gelu = cache(GatedGELU)
-silu = cache(SiLU)
 upsample = cache(Upsample)
 channel_shift = cache(ChannelShift)
+
+
+@cache
+def gated_gelu() -> nn.Cell:
+    """(..., 2 C) -> (..., C): the left half times the exact GELU of the right one."""
+    return Activation("gated_gelu", _gated)
+
+
+@cache
+def silu() -> nn.Cell:
+    """``x * sigmoid(x)``."""
+    return Activation("silu", _like_first)

@@ -92,10 +92,10 @@ void group_norm_forward(const Arguments &args) {
         const int64_t channel = group % groups * members + member;
         const float *in = x + group * count + member * pixels;
         float *out = y + group * count + member * pixels;
-        const float w = weight[channel] * s, b = bias[channel] - m * w;
+        const float w = weight[channel] * s, b = bias[channel];
 #pragma omp simd
         for (int64_t i = 0; i < pixels; ++i) {
-          const float z = in[i] * w + b;
+          const float z = (in[i] - m) * w + b;
           out[i] = with_silu ? z * sigmoid(z) : z;
         }
       }

@@ -12,7 +12,7 @@ namespace {
 
 // body(tensor, first, last, chunk) over the numbers of `tensors` inputs from `from` on, chunk by chunk.
 template <class F>
-int64_t over_all(const Arguments &args, int from, int tensors, F &&body) {
+void over_all(const Arguments &args, int from, int tensors, F &&body) {
   std::vector<int64_t> ends(tensors);
   int64_t total = 0;
   for (int index = 0; index < tensors; ++index) ends[index] = total += args.size(from + index);
@@ -24,7 +24,13 @@ int64_t over_all(const Arguments &args, int from, int tensors, F &&body) {
       first = end, ++index;
     }
   });
-  return total;
+}
+
+// The same where the body changes inputs: MindSpore wants an output of every kernel, here a number nobody reads.
+template <class F>
+void change_all(const Arguments &args, int from, int tensors, F &&body) {
+  over_all(args, from, tensors, [&](int index, int64_t first, int64_t last, int64_t) { body(index, first, last); });
+  args[args.count - 1][0] = 0.0f;
 }
 
 }  // namespace
@@ -59,7 +65,7 @@ KERNEL(adamw) {
   const float *settings = args[0], *decays = args[1];
   const float rate = settings[0], epsilon = settings[1], beta1 = settings[2], beta2 = settings[3];
   const float decay = settings[4], factor = settings[5];
-  over_all(args, 2, n, [=, &args](int index, int64_t first, int64_t last, int64_t) {
+  change_all(args, 2, n, [=, &args](int index, int64_t first, int64_t last) {
     float *w = args[2 + index], *m = args[2 + n + index], *v = args[2 + 2 * n + index];
     const float *gradient = args[2 + 3 * n + index], keep = 1.0f - decay * decays[index];
 #pragma omp simd
@@ -70,7 +76,6 @@ KERNEL(adamw) {
       w[i] = w[i] * keep - rate * m[i] / (std::sqrt(v[i]) + epsilon);
     }
   });
-  args[args.count - 1][0] = 0.0f;
 }
 
 // settings (5): rate, beta1, beta2, decay, factor; decays (n); then n weights and n moments, both changed, and n
@@ -79,7 +84,7 @@ KERNEL(lion) {
   const int n = (args.count - 3) / 3;
   const float *settings = args[0], *decays = args[1];
   const float rate = settings[0], beta1 = settings[1], beta2 = settings[2], decay = settings[3], factor = settings[4];
-  over_all(args, 2, n, [=, &args](int index, int64_t first, int64_t last, int64_t) {
+  change_all(args, 2, n, [=, &args](int index, int64_t first, int64_t last) {
     float *w = args[2 + index], *m = args[2 + n + index];
     const float *gradient = args[2 + 2 * n + index], keep = 1.0f - decay * decays[index];
 #pragma omp simd
@@ -91,39 +96,34 @@ KERNEL(lion) {
       m[i] = beta2 * m[i] + (1.0f - beta2) * g;
     }
   });
-  args[args.count - 1][0] = 0.0f;
 }
 
 // pace (1); then n tensors, which are changed, and n others -> (1): the first go that part of the way to the second
 KERNEL(approach) {
   const int n = (args.count - 2) / 2;
   const float pace = args[0][0];
-  over_all(args, 1, n, [=, &args](int index, int64_t first, int64_t last, int64_t) {
+  change_all(args, 1, n, [=, &args](int index, int64_t first, int64_t last) {
     float *x = args[1 + index];
     const float *goal = args[1 + n + index];
 #pragma omp simd
     for (int64_t i = first; i < last; ++i) x[i] += pace * (goal[i] - x[i]);
   });
-  args[args.count - 1][0] = 0.0f;
 }
 
 // factor (1); then n tensors, which are changed, and n others -> (1): the second are added, times the factor
 KERNEL(accumulate) {
   const int n = (args.count - 2) / 2;
   const float factor = args[0][0];
-  over_all(args, 1, n, [=, &args](int index, int64_t first, int64_t last, int64_t) {
+  change_all(args, 1, n, [=, &args](int index, int64_t first, int64_t last) {
     float *x = args[1 + index];
     const float *other = args[1 + n + index];
 #pragma omp simd
     for (int64_t i = first; i < last; ++i) x[i] += factor * other[i];
   });
-  args[args.count - 1][0] = 0.0f;
 }
 
 // n tensors, which become zero -> (1)
 KERNEL(clear) {
-  over_all(args, 0, args.count - 1, [&](int index, int64_t first, int64_t last, int64_t) {
-    std::fill(args[index] + first, args[index] + last, 0.0f);
-  });
-  args[args.count - 1][0] = 0.0f;
+  change_all(args, 0, args.count - 1,
+             [&](int index, int64_t first, int64_t last) { std::fill(args[index] + first, args[index] + last, 0.0f); });
 }
